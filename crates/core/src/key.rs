@@ -1,0 +1,90 @@
+//! One key with everything that is derived from it.
+
+use core::cell::OnceCell;
+use core::fmt;
+
+use crate::aead::Aes256Gcm;
+use crate::kdf;
+use crate::secret::SecretKey;
+use crate::suites::{Suite, xaes_256_gcm::Xaes256Gcm};
+
+/// The fingerprint of a key: 4 bytes, shown as 8 hex digits. Stored values name
+/// their key by it. Not secret.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyId(pub [u8; 4]);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}", u32::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyId({self})")
+    }
+}
+
+/// A 32-byte key: a key of the ring or a data key. Subkeys and cipher schedules
+/// are made when first needed and kept.
+pub struct Key {
+    id: KeyId,
+    secret: SecretKey,
+    xaes: OnceCell<Box<Xaes256Gcm>>,
+    aes: OnceCell<Box<Aes256Gcm>>,
+    wrap: OnceCell<Box<Aes256Gcm>>,
+    fernet: OnceCell<fernet::Fernet>,
+}
+
+impl Key {
+    /// Makes a usable key of 32 secret bytes.
+    pub fn new(secret: SecretKey) -> Self {
+        Self {
+            id: kdf::key_id(&secret),
+            secret,
+            xaes: OnceCell::new(),
+            aes: OnceCell::new(),
+            wrap: OnceCell::new(),
+            fernet: OnceCell::new(),
+        }
+    }
+
+    /// The key's fingerprint.
+    pub fn id(&self) -> KeyId {
+        self.id
+    }
+
+    pub(crate) fn xaes(&self) -> &Xaes256Gcm {
+        self.xaes
+            .get_or_init(|| Box::new(Xaes256Gcm::new(&self.subkey(Suite::Xaes256Gcm))))
+    }
+
+    pub(crate) fn aes(&self) -> &Aes256Gcm {
+        self.aes
+            .get_or_init(|| Box::new(Aes256Gcm::new(self.subkey(Suite::Aes256Gcm).expose())))
+    }
+
+    /// The cipher that wraps the data keys of the envelope suite.
+    pub(crate) fn wrap(&self) -> &Aes256Gcm {
+        self.wrap
+            .get_or_init(|| Box::new(Aes256Gcm::new(self.subkey(Suite::Envelope).expose())))
+    }
+
+    /// Fernet takes the 32 bytes as they are: it must interoperate.
+    pub(crate) fn fernet(&self) -> &fernet::Fernet {
+        self.fernet.get_or_init(|| {
+            fernet::Fernet::new(self.secret.to_base64url().expose())
+                .expect("a Fernet key is 32 bytes in base64url")
+        })
+    }
+
+    fn subkey(&self, suite: Suite) -> SecretKey {
+        kdf::subkey(&self.secret, suite.name())
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({})", self.id)
+    }
+}

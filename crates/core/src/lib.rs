@@ -1,0 +1,38 @@
+//! colcrypt without PostgreSQL: the cipher suites, the stored format, key ring
+//! text and its sources.
+//!
+//! Nothing here knows a datum, a setting or a transaction, so all of it can be
+//! unit-tested, fuzzed and measured by itself. `docs/format.md` describes what
+//! is written to disk, to the byte.
+
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod aead;
+mod kdf;
+mod key;
+mod modifier;
+mod nonce;
+mod ring;
+mod ring_text;
+mod secret;
+mod source;
+mod stored;
+pub mod suites;
+mod text_form;
+#[cfg(test)]
+mod vectors;
+
+pub use key::{Key, KeyId};
+pub use modifier::{modifier_from_name, parse_modifier, show_modifier};
+pub use nonce::{NonceSource, Nonces, RandomError};
+pub use ring::{KeyRing, RingKey};
+pub use ring_text::{Entry, RingTextError};
+pub use secret::{SecretKey, SecretText};
+pub use source::{MAX_RING_TEXT, SourceError, read_environment, read_key_file};
+pub use stored::{FORMAT_VERSION, Malformed, Payload, Stored};
+pub use suites::{OpenError, SealError, Suite};
+pub use text_form::{
+    PREFIX as TEXT_PREFIX, TextFormError, decode as decode_text, encode as encode_text, fernet_raw,
+    fernet_token, is_reserved,
+};

@@ -1,0 +1,97 @@
+//! Secret values: wiped when dropped, never printed, never cloned.
+
+use core::fmt;
+
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::nonce::RandomError;
+
+/// 32 secret bytes: a ring key, a data key or a subkey.
+///
+/// It lives on the heap, so that moving it leaves no copies behind, and is
+/// wiped when dropped. It has no `Clone`, `PartialEq` or serialization.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct SecretKey(Box<[u8; Self::LEN]>);
+
+impl SecretKey {
+    /// Length of every key, in bytes.
+    pub const LEN: usize = 32;
+
+    /// Takes the bytes over; `bytes` is wiped.
+    pub fn take(bytes: &mut [u8; Self::LEN]) -> Self {
+        let key = Self(Box::new(*bytes));
+        bytes.zeroize();
+        key
+    }
+
+    /// A random key from the operating system's generator.
+    ///
+    /// # Errors
+    /// [`RandomError`] when the generator fails.
+    pub fn random() -> Result<Self, RandomError> {
+        let mut key = Self(Box::new([0; Self::LEN]));
+        getrandom::fill(key.0.as_mut_slice()).map_err(|_| RandomError)?;
+        Ok(key)
+    }
+
+    /// The bytes, to be used at once and not kept.
+    pub(crate) fn expose(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+
+    /// The key in the form that people keep: 44 characters of base64url, which
+    /// Fernet libraries accept as well.
+    pub fn to_base64url(&self) -> SecretText {
+        use base64::Engine as _;
+        SecretText::new(base64::engine::general_purpose::URL_SAFE.encode(self.expose()))
+    }
+}
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretKey(..)")
+    }
+}
+
+/// Text that holds secrets: ring text, a passphrase, a key in base64.
+#[derive(Default, PartialEq, Eq)]
+pub struct SecretText(Zeroizing<String>);
+
+impl SecretText {
+    /// Takes the text over.
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// The text, to be used at once and not kept.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretText(..)")
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for SecretText {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_output_shows_no_secret() {
+        let mut bytes = [0x41; 32];
+        let key = SecretKey::take(&mut bytes);
+        assert_eq!(bytes, [0; 32], "the source is wiped");
+        assert_eq!(format!("{key:?}"), "SecretKey(..)");
+        assert_eq!(format!("{:?}", key.to_base64url()), "SecretText(..)");
+        assert_eq!(key.to_base64url().expose().len(), 44);
+    }
+}

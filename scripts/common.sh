@@ -1,0 +1,44 @@
+# shellcheck shell=bash
+# Sourced by the other scripts: messages, root rights, and which PostgreSQL.
+
+# What scripts/setup.sh installs. Others are chosen with PG_CONFIG=/path/to/pg_config.
+DEBIAN_PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config
+
+say() {
+    printf '%s\n' "$*"
+}
+
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+# Runs a command as root: directly, or through sudo.
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "this needs root rights, and there is no sudo: $*"
+    fi
+}
+
+# The pg_config to use: $PG_CONFIG, else Debian's, else the one in PATH. The last
+# counts only if it comes with the server's headers (libpq-dev has a pg_config, too).
+find_pg_config() {
+    local in_path
+    if [ -n "${PG_CONFIG:-}" ]; then
+        printf '%s\n' "$PG_CONFIG"
+    elif [ ! -x "$DEBIAN_PG_CONFIG" ] && in_path=$(command -v pg_config) \
+        && [ -f "$("$in_path" --includedir-server)/postgres.h" ]; then
+        printf '%s\n' "$in_path"
+    else
+        printf '%s\n' "$DEBIAN_PG_CONFIG"
+    fi
+}
+
+# The major version of a pg_config: "PostgreSQL 15.20 (Debian …)" is 15.
+pg_major() {
+    "$1" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'
+}

@@ -1,0 +1,201 @@
+#!/usr/bin/env bash
+# Tells what colcrypt does, on a private server with real rows, and checks each claim
+# as it goes: it fails at the first that does not hold.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/cluster.sh
+
+CANARY=canary-in-the-coal-mine
+
+main() {
+    trap cluster_destroy EXIT
+    start_server
+    ordinary_sql
+    nothing_on_disk
+    what_is_stored
+    rotate
+    without_key
+    fernet
+    printf '\ndemo: all steps held\n'
+}
+
+start_server() {
+    step "A private server, and a key made with: openssl rand -base64 32"
+    OLD_KEY=$(make_key)
+    cluster_start target/demo
+    printf '%s\n' "$OLD_KEY" | cluster_file ring.keys
+    cluster_conf "colcrypt.key_file = '$CLUSTER_DIR/ring.keys'"
+    cluster_reload
+    run ls -l "$CLUSTER_DIR/ring.keys"
+}
+
+ordinary_sql() {
+    step "Ordinary SQL: the column's type is encrypted_text, all else is as ever"
+    sed '1,/^$/d; s/^/  /' scripts/demo.sql
+    psql -X -q -v ON_ERROR_STOP=1 -f scripts/demo.sql
+    show "SELECT * FROM users ORDER BY id LIMIT 3"
+    holds "1000 rows read back as they were written" reads_back
+}
+
+nothing_on_disk() {
+    local encrypted plain
+    step "The files on disk do not hold the plaintext"
+    show "CHECKPOINT"
+    encrypted=$(table_file users)
+    plain=$(table_file plain_users)
+    run grep --count --text "$CANARY" "$plain" || true
+    run grep --count --text "$CANARY" "$encrypted" || true
+    holds "the text column's file holds the plaintext" grep -q --text "$CANARY" "$plain"
+    holds "the encrypted column's file does not" fails grep -q --text "$CANARY" "$encrypted"
+    holds "nor does it hold another token" fails grep -q --text token- "$encrypted"
+}
+
+what_is_stored() {
+    step "What is stored instead: ciphertext that names its key and suite"
+    show "SELECT ciphertext(api_token) FROM users WHERE id = 1"
+    show "SELECT (colcrypt.inspect(api_token)).* FROM users WHERE id = 1"
+    holds "the ciphertext says what it is" \
+        query_gives t "SELECT ciphertext(api_token) LIKE 'colcrypt:v1:%' FROM users WHERE id = 1"
+    holds "equal values do not look equal" query_gives t "
+        SELECT ciphertext(encrypt(api_token)) <> ciphertext(encrypt(api_token))
+        FROM plain_users WHERE id = 1"
+}
+
+rotate() {
+    local new_key old_id new_id
+    step "Rotation: put a new key in front, reload, rotate the column, drop the old key"
+    old_id=$(key_ids)
+    show "SELECT (colcrypt.inspect(api_token)).key_id, count(*) FROM users GROUP BY 1"
+
+    note "The key file becomes \"new,old\": the first encrypts, all decrypt."
+    new_key=$(make_key)
+    printf '%s,%s\n' "$new_key" "$OLD_KEY" | cluster_file ring.keys
+    cluster_reload
+    holds "old rows read as before" reads_back
+
+    show "SELECT rotate_column('users', 'api_token')"
+    show "SELECT (colcrypt.inspect(api_token)).key_id, count(*) FROM users GROUP BY 1"
+    new_id=$(key_ids)
+    holds "every row is under one key" test "$(wc -l <<<"$new_id")" = 1
+    holds "and it is another key than before" test "$new_id" != "$old_id"
+    holds "nothing is left to rotate" query_gives 0 "SELECT rotate_column('users', 'api_token')"
+
+    note "The old key leaves the file, and the server starts anew."
+    printf '%s\n' "$new_key" | cluster_file ring.keys
+    cluster_restart
+    holds "1000 rows still read back" reads_back
+    NEW_KEY=$new_key
+}
+
+without_key() {
+    step "Without the key there is no data, and a clear error"
+    cluster_conf "colcrypt.key_file = ''"
+    cluster_restart
+    show_error "SELECT * FROM users WHERE id = 1"
+    holds "the SQLSTATE is 55000, object_not_in_prerequisite_state" query_fails_with 55000 \
+        "SELECT * FROM users WHERE id = 1"
+    holds "other columns read as ever" \
+        query_gives user1@example.com "SELECT email FROM users WHERE id = 1"
+    cluster_conf "colcrypt.key_file = '$CLUSTER_DIR/ring.keys'"
+    cluster_restart
+    holds "with the key it is all there again" reads_back
+}
+
+fernet() {
+    local token text
+    local sql="SET colcrypt.algorithm = 'fernet'; SELECT fernet_token(encrypt('hello from PostgreSQL'))"
+    step "Fernet: Python's cryptography library reads our tokens with the same key"
+    show "$sql"
+    token=$(query "$sql")
+    note "Fernet(key).decrypt(token) in Python:"
+    text=$(printf '%s\n%s\n' "$NEW_KEY" "$token" | target/venv/bin/python -c '
+from cryptography.fernet import Fernet
+key, token = input(), input()
+print(Fernet(key).decrypt(token).decode())')
+    printf '  %s\n' "$text"
+    holds "Python reads what PostgreSQL wrote" test "$text" = "hello from PostgreSQL"
+}
+
+# Telling
+
+step() {
+    printf '\n== %s\n\n' "$*"
+}
+
+note() {
+    printf '  %s\n\n' "$*"
+}
+
+# Shows SQL and its result.
+show() {
+    printf '  postgres=# %s;\n' "$1"
+    psql -X -q -v ON_ERROR_STOP=1 -P footer=off -c "$1" | sed 's/^/  /'
+}
+
+# Shows SQL and the error that it must raise.
+show_error() {
+    printf '  postgres=# %s;\n' "$1"
+    if psql -X -q -v ON_ERROR_STOP=1 -c "$1" 2>&1; then
+        die "no error"
+    fi | sed 's/^/  /'
+    printf '\n'
+}
+
+# Shows a command and what it prints.
+run() {
+    printf '  $ %s\n' "$*"
+    "$@" | sed 's/^/  /'
+    printf '\n'
+}
+
+# Checking
+
+# holds CLAIM COMMAND…: says the claim if the command succeeds, else ends the demo.
+holds() {
+    local claim=$1
+    shift
+    "$@" || die "does not hold: $claim"
+    printf '  [ok] %s\n' "$claim"
+}
+
+fails() {
+    ! "$@"
+}
+
+query() {
+    psql -XAtq -v ON_ERROR_STOP=1 -c "$1"
+}
+
+query_gives() {
+    local result
+    result=$(query "$2")
+    [ "$result" = "$1" ]
+}
+
+query_fails_with() {
+    local message
+    message=$(psql -XAtq -v ON_ERROR_STOP=1 -v VERBOSITY=sqlstate -c "$2" 2>&1) && return 1
+    [[ $message == *"$1"* ]]
+}
+
+reads_back() {
+    query_gives 1000 "
+        SELECT count(*) FROM users JOIN plain_users AS plain USING (id)
+        WHERE users.api_token::text = plain.api_token"
+}
+
+# The ids of the keys that the column's values are under.
+key_ids() {
+    query "SELECT DISTINCT (colcrypt.inspect(api_token)).key_id FROM users"
+}
+
+table_file() {
+    printf '%s/data/%s\n' "$CLUSTER_DIR" "$(query "SELECT pg_relation_filepath('$1')")"
+}
+
+# With the URL-safe alphabet, which is what Fernet libraries ask for.
+make_key() {
+    openssl rand -base64 32 | tr '+/' '-_'
+}
+
+main

@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# Installs what building, testing and the demo need: Debian packages, cargo-pgrx and
+# a Python environment in target/venv. Installs only what is missing, says what it
+# does, and is quiet when there is nothing to do.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/common.sh
+
+PG_CONFIG=$(find_pg_config)
+PGRX_VERSION=$(sed -n 's/^pgrx = "=\(.*\)"$/\1/p' Cargo.toml)
+RUST_VERSION=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+VENV=target/venv
+PYTHON=${PYTHON:-python3}
+
+main() {
+    check_rust
+    install_packages
+    check_postgres
+    install_cargo_pgrx
+    make_venv
+}
+
+check_rust() {
+    local found
+    found=$(rustc --version 2>/dev/null | cut -d ' ' -f 2) || true
+    if ! command -v cargo >/dev/null || ! at_least "$RUST_VERSION" "$found"; then
+        die "Rust >= $RUST_VERSION is needed (found: ${found:-none}); install it with rustup"
+    fi
+}
+
+install_packages() {
+    local wanted missing=() package
+    # bindgen (in pgrx) reads PostgreSQL's headers with libclang. pgrx-tests starts
+    # its server through sudo, as root does, too.
+    wanted=(gcc libc6-dev make git pkg-config clang libclang-dev sudo)
+    if [ "$PG_CONFIG" = "$DEBIAN_PG_CONFIG" ]; then
+        # On Debian the contrib modules are part of postgresql-15.
+        wanted+=(postgresql-15 postgresql-server-dev-15)
+    fi
+    has_cargo_pgrx || wanted+=(libssl-dev)
+    if ! can_make_venv "$PYTHON"; then
+        PYTHON=/usr/bin/python3
+        can_make_venv "$PYTHON" || wanted+=(python3-venv)
+    fi
+
+    for package in "${wanted[@]}"; do
+        is_installed "$package" || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+
+    if ! command -v apt-get >/dev/null; then
+        die "not a Debian system; install what these Debian packages hold: ${missing[*]}"
+    fi
+    if [ "$(id -u)" -ne 0 ] && ! command -v sudo >/dev/null; then
+        die "neither root nor sudo; have these packages installed: ${missing[*]}"
+    fi
+    say "setup: installing packages: ${missing[*]}"
+    as_root apt-get -qq update
+    # Debian may create and start a cluster "main" now. It is never used here.
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+check_postgres() {
+    local major regress
+    [ -x "$PG_CONFIG" ] || die "no pg_config at $PG_CONFIG (set PG_CONFIG)"
+    major=$(pg_major "$PG_CONFIG")
+    grep -q "^pg$major = " Cargo.toml || die "PostgreSQL $major ($PG_CONFIG) is not supported"
+    regress=$(dirname "$("$PG_CONFIG" --pgxs)")/../test/regress/pg_regress
+    if [ ! -f "$("$PG_CONFIG" --includedir-server)/postgres.h" ] || [ ! -x "$regress" ]; then
+        die "$PG_CONFIG comes without the server's headers and pg_regress"
+    fi
+}
+
+install_cargo_pgrx() {
+    if ! has_cargo_pgrx; then
+        say "setup: installing cargo-pgrx $PGRX_VERSION (some minutes)"
+        # From /, so that neither .cargo/config.toml nor target/ takes part.
+        (cd / && env -u CARGO_TARGET_DIR -u RUSTFLAGS \
+            cargo install --quiet --locked cargo-pgrx --version "$PGRX_VERSION")
+    fi
+}
+
+make_venv() {
+    if [ -x "$VENV/bin/python" ] && cmp -s tests/requirements.txt "$VENV/requirements.txt"; then
+        return
+    fi
+    say "setup: making the Python environment $VENV"
+    rm -rf "$VENV"
+    "$PYTHON" -m venv "$VENV"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+        -r tests/requirements.txt
+    # Last, as the mark that all of it is there.
+    cp tests/requirements.txt "$VENV/requirements.txt"
+}
+
+has_cargo_pgrx() {
+    [ "$(cargo pgrx --version 2>/dev/null)" = "cargo-pgrx $PGRX_VERSION" ]
+}
+
+can_make_venv() {
+    "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
+}
+
+is_installed() {
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+# at_least WANTED FOUND, for version numbers.
+at_least() {
+    [ -n "$2" ] && [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]
+}
+
+main

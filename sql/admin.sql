@@ -1,0 +1,25 @@
+-- Administration.
+
+CREATE SCHEMA colcrypt;
+GRANT USAGE ON SCHEMA colcrypt TO PUBLIC;
+COMMENT ON SCHEMA colcrypt IS 'administration of column encryption';
+
+CREATE FUNCTION colcrypt.generate_key() RETURNS text
+    AS 'MODULE_PATHNAME', 'colcrypt_generate_key_wrapper'
+    LANGUAGE c VOLATILE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION colcrypt.generate_key() IS
+    'a new random key: 32 bytes in 44 characters of base64url';
+
+CREATE FUNCTION colcrypt.inspect(
+    value encrypted_text,
+    OUT format integer,
+    OUT suite text,
+    OUT key_id text,
+    OUT plaintext_bytes integer,
+    OUT stored_bytes integer,
+    OUT sealed_at timestamptz
+)
+    AS 'MODULE_PATHNAME', 'colcrypt_inspect_wrapper'
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION colcrypt.inspect(encrypted_text) IS
+    'what a stored value tells without a key';

@@ -1,0 +1,77 @@
+//! What differs between PostgreSQL majors, and PostgreSQL functions that pgrx
+//! has no binding for.
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+
+mod raw {
+    use pgrx::pg_sys;
+
+    unsafe extern "C-unwind" {
+        // src/include/catalog/pg_inherits.h
+        pub(super) fn find_all_inheritors(
+            parent: pg_sys::Oid,
+            lockmode: pg_sys::LOCKMODE,
+            numparents: *mut *mut pg_sys::List,
+        ) -> *mut pg_sys::List;
+    }
+}
+
+/// OIDs of `parent` and all that inherits from it, locked in `lockmode`, in an
+/// order that cannot deadlock with another caller.
+pub(crate) fn find_all_inheritors(
+    parent: pg_sys::Oid,
+    lockmode: pg_sys::LOCKMODE,
+) -> Vec<pg_sys::Oid> {
+    // SAFETY: called in a transaction, from the backend's one thread; the list
+    // of OIDs that comes back is palloc'd and copied before anything frees it.
+    unsafe {
+        let list = pg_guard_ffi_boundary(|| {
+            raw::find_all_inheritors(parent, lockmode, core::ptr::null_mut())
+        });
+        let length = usize::try_from((*list).length).unwrap_or(0);
+        let cells = core::slice::from_raw_parts((*list).elements, length);
+        let oids = cells.iter().map(|cell| cell.oid_value).collect();
+        pg_sys::list_free(list);
+        oids
+    }
+}
+
+/// Allocates `size` bytes in the way in which the GUC machinery frees a check
+/// hook's `extra`.
+pub(crate) fn guc_malloc(size: usize) -> *mut core::ffi::c_void {
+    // SAFETY: malloc has no precondition. PostgreSQL up to 15 frees extra with free().
+    unsafe { libc::malloc(size) }
+}
+
+/// Frees a value that the GUC machinery allocated.
+///
+/// # Safety
+/// `value` is null or came from PostgreSQL's `guc_malloc` or `guc_strdup`, and is
+/// not used afterwards.
+pub(crate) unsafe fn guc_free(value: *mut core::ffi::c_char) {
+    // SAFETY: PostgreSQL up to 15 allocates GUC strings with malloc().
+    unsafe { libc::free(value.cast()) };
+}
+
+/// Whether the current user owns a relation, as superusers do.
+pub(crate) fn owns_relation(oid: pg_sys::Oid) -> bool {
+    // SAFETY: the relation exists and is locked.
+    unsafe { pg_sys::pg_class_ownercheck(oid, pg_sys::GetUserId()) }
+}
+
+/// The OID of the type `name` in `schema`; invalid if there is none.
+pub(crate) fn type_oid(name: &core::ffi::CStr, schema: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: a syscache look-up by name and namespace, which are of the types
+    // that this cache is keyed by.
+    unsafe {
+        pg_sys::GetSysCacheOid(
+            pg_sys::SysCacheIdentifier::TYPENAMENSP as i32,
+            pg_sys::Anum_pg_type_oid as pg_sys::AttrNumber,
+            name.as_ptr().into(),
+            schema.into(),
+            pg_sys::Datum::null(),
+            pg_sys::Datum::null(),
+        )
+    }
+}

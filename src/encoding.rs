@@ -1,0 +1,72 @@
+//! Plaintext is UTF-8 in every stored value, whatever the database's encoding,
+//! so that ciphertext can move between databases. In a UTF-8 database, which
+//! is nearly every one, nothing is converted.
+
+use std::borrow::Cow;
+
+use pgrx::prelude::*;
+
+use crate::error::Error;
+
+/// Whether text of this database is UTF-8 already.
+pub(crate) fn is_utf8() -> bool {
+    // SAFETY: reads a variable that is set when the backend connects.
+    let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
+    encoding == pg_sys::pg_enc::PG_UTF8 as i32
+}
+
+/// Text of the database as UTF-8.
+///
+/// Raises PostgreSQL's error for text that has no UTF-8 form.
+pub(crate) fn to_utf8(text: &[u8]) -> Cow<'_, [u8]> {
+    if is_utf8() {
+        return Cow::Borrowed(text);
+    }
+    let length = i32::try_from(text.len()).expect("a value is below 1 GB");
+    // SAFETY: the pointer is valid for `length` bytes; what comes back is that
+    // pointer or a palloc'd, NUL-terminated string.
+    unsafe {
+        let converted = pg_sys::pg_server_to_any(
+            text.as_ptr().cast(),
+            length,
+            pg_sys::pg_enc::PG_UTF8 as i32,
+        );
+        if converted.cast_const() == text.as_ptr().cast() {
+            Cow::Borrowed(text)
+        } else {
+            Cow::Owned(core::ffi::CStr::from_ptr(converted).to_bytes().to_vec())
+        }
+    }
+}
+
+/// UTF-8 as text of a database that is not UTF-8.
+///
+/// # Errors
+/// [`Error::Unrepresentable`]: PostgreSQL's own message would show the bytes.
+pub(crate) fn from_utf8(text: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
+    let length = i32::try_from(text.len()).expect("a value is below 1 GB");
+    let (start, text) = (text.as_ptr(), core::panic::AssertUnwindSafe(text));
+    let converted = PgTryBuilder::new(move || {
+        // SAFETY: as in `to_utf8`.
+        unsafe {
+            let converted = pg_sys::pg_any_to_server(
+                start.cast(),
+                length,
+                pg_sys::pg_enc::PG_UTF8 as i32,
+            );
+            if converted.cast_const() == start.cast() {
+                None
+            } else {
+                Some(core::ffi::CStr::from_ptr(converted).to_bytes().to_vec())
+            }
+        }
+    })
+    .catch_when(PgSqlErrorCode::ERRCODE_UNTRANSLATABLE_CHARACTER, |_| Some(Vec::new()))
+    .execute();
+    match converted {
+        None => Ok(Cow::Borrowed(text.0)),
+        // No text but the empty one, which is never converted, becomes empty.
+        Some(converted) if converted.is_empty() => Err(Error::Unrepresentable),
+        Some(converted) => Ok(Cow::Owned(converted)),
+    }
+}

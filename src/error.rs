@@ -1,0 +1,208 @@
+//! Every error of the extension, and the one place where an error becomes
+//! SQLSTATE, DETAIL and HINT. No variant carries plaintext, ciphertext or key
+//! bytes.
+
+use colcrypt_core::{KeyId, Malformed, OpenError, RandomError, SealError, TextFormError};
+use pgrx::PgSqlErrorCode;
+use pgrx::prelude::*;
+use pgrx::pg_sys::panic::ErrorReport;
+
+/// Where a malformed or reserved text came in: the SQLSTATEs differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wire {
+    Text,
+    Binary,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("no encryption key is configured")]
+    NoKeyRing { reason: Option<String> },
+    #[error("encryption key {needed} is not in the key ring")]
+    UnknownKey { needed: KeyId, loaded: Vec<KeyId> },
+    /// One text for wrong key material and tampering.
+    #[error("encrypted value could not be authenticated under key {key}")]
+    Damaged { key: KeyId },
+    #[error("stored value is not in a format that this version of colcrypt knows")]
+    Malformed,
+    #[error("encrypted value does not hold valid text")]
+    NotText { key: KeyId },
+    #[error("decrypted value has a character that the database encoding cannot represent")]
+    Unrepresentable,
+    #[error("value starts with the reserved prefix \"colcrypt:v\"")]
+    ReservedPrefix(Wire),
+    #[error("value is not ciphertext in text form")]
+    BadTextForm { reason: TextFormError, wire: Wire },
+    #[error("value is not a Fernet token")]
+    BadFernetToken { reason: TextFormError },
+    #[error("Fernet token could not be authenticated under any key of the key ring")]
+    ForeignFernetToken,
+    #[error("value is not sealed as a Fernet token")]
+    NotFernet,
+    #[error("encryption key {name} does not exist")]
+    UnknownKeyName { name: String },
+    #[error("invalid type modifier for type encrypted_text")]
+    BadTypmod,
+    #[error("{0}")]
+    Random(RandomError),
+    #[error("colcrypt was built for a newer CPU: this one lacks {missing}")]
+    Cpu { missing: String },
+    #[error("{what} must be {bound}")]
+    Parameter { what: &'static str, bound: &'static str },
+    #[error("relation with OID {0} does not exist")]
+    NoRelation(u32),
+    #[error("\"{relation}\" is a {kind}, not a table")]
+    NotTable { relation: String, kind: &'static str, hint: &'static str },
+    #[error("cannot access temporary tables of other sessions")]
+    OtherTemp,
+    #[error("column \"{column}\" of relation \"{relation}\" does not exist")]
+    NoColumn { relation: String, column: String },
+    #[error("column \"{column}\" of relation \"{relation}\" is of type {actual}, not encrypted_text")]
+    WrongType { relation: String, column: String, actual: String, hint: &'static str },
+    #[error("must be owner of relation {relation}")]
+    NotOwner { relation: String },
+    #[error("could not serialize access due to concurrent update")]
+    Serialization,
+    #[error("could not rotate a row of \"{relation}\": {why}")]
+    Rotation { relation: String, why: &'static str },
+}
+
+impl From<Malformed> for Error {
+    fn from(_: Malformed) -> Self {
+        Self::Malformed
+    }
+}
+
+impl From<SealError> for Error {
+    fn from(error: SealError) -> Self {
+        match error {
+            SealError::Random(error) => Self::Random(error),
+        }
+    }
+}
+
+impl From<RandomError> for Error {
+    fn from(error: RandomError) -> Self {
+        Self::Random(error)
+    }
+}
+
+impl Error {
+    pub(crate) fn damaged(key: KeyId) -> impl FnOnce(OpenError) -> Self {
+        move |OpenError| Self::Damaged { key }
+    }
+
+    /// Raises the error in PostgreSQL.
+    pub(crate) fn raise(self) -> ! {
+        ErrorReport::from(self).report(PgLogLevel::ERROR);
+        unreachable!("an ERROR does not return");
+    }
+
+    fn code(&self) -> PgSqlErrorCode {
+        use PgSqlErrorCode as Code;
+        match self {
+            Self::NoKeyRing { .. } | Self::UnknownKey { .. } => {
+                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
+            }
+            Self::Damaged { .. }
+            | Self::Malformed
+            | Self::NotText { .. }
+            | Self::ForeignFernetToken => Code::ERRCODE_DATA_CORRUPTED,
+            Self::Unrepresentable => Code::ERRCODE_UNTRANSLATABLE_CHARACTER,
+            Self::ReservedPrefix(Wire::Text)
+            | Self::BadTextForm { wire: Wire::Text, .. }
+            | Self::BadFernetToken { .. } => Code::ERRCODE_INVALID_TEXT_REPRESENTATION,
+            Self::ReservedPrefix(Wire::Binary) | Self::BadTextForm { wire: Wire::Binary, .. } => {
+                Code::ERRCODE_INVALID_BINARY_REPRESENTATION
+            }
+            Self::NotFernet | Self::BadTypmod | Self::Parameter { .. } => {
+                Code::ERRCODE_INVALID_PARAMETER_VALUE
+            }
+            Self::UnknownKeyName { .. } => Code::ERRCODE_UNDEFINED_OBJECT,
+            Self::Random(_) => Code::ERRCODE_INTERNAL_ERROR,
+            Self::Cpu { .. } => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+            Self::NoRelation(_) => Code::ERRCODE_UNDEFINED_TABLE,
+            Self::NotTable { .. } => Code::ERRCODE_WRONG_OBJECT_TYPE,
+            Self::OtherTemp => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+            Self::NoColumn { .. } => Code::ERRCODE_UNDEFINED_COLUMN,
+            Self::WrongType { .. } => Code::ERRCODE_DATATYPE_MISMATCH,
+            Self::NotOwner { .. } => Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            Self::Serialization => Code::ERRCODE_T_R_SERIALIZATION_FAILURE,
+            Self::Rotation { .. } => Code::ERRCODE_OBJECT_IN_USE,
+        }
+    }
+
+    fn detail(&self) -> Option<String> {
+        match self {
+            Self::NoKeyRing { reason } => reason.clone(),
+            Self::UnknownKey { loaded, .. } => {
+                let ids: Vec<_> = loaded.iter().map(ToString::to_string).collect();
+                Some(format!("Keys in the ring: {}.", ids.join(", ")))
+            }
+            Self::BadTextForm { reason, .. } | Self::BadFernetToken { reason } => {
+                let reason = reason.to_string();
+                let (first, rest) = reason.split_at(1);
+                Some(format!("{}{rest}.", first.to_uppercase()))
+            }
+            _ => None,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::NoKeyRing { .. } => {
+                "Name a file with the key in colcrypt.key_file and reload the configuration, or \
+                 start the server with the key in the environment variable that colcrypt.key_env \
+                 names (COLCRYPT_KEY), or SET colcrypt.key for this session. \
+                 colcrypt.generate_key() makes a key."
+            }
+            Self::UnknownKey { .. } => {
+                "Add the key that the value was encrypted with to the key ring, behind the \
+                 primary, and reload the configuration."
+            }
+            Self::Damaged { .. } => {
+                "The stored bytes were changed, or were sealed under another key with the same id."
+            }
+            Self::ReservedPrefix(_) => {
+                "To load ciphertext that colcrypt made, have a superuser set \
+                 colcrypt.input = 'ciphertext', or use from_ciphertext()."
+            }
+            Self::BadTextForm { .. } => {
+                "Ciphertext starts with colcrypt:v1: and is what ciphertext() prints. \
+                 With colcrypt.input = 'ciphertext' nothing else is accepted."
+            }
+            Self::BadFernetToken { .. } => "A Fernet token is base64url and starts with gAAAAA.",
+            Self::ForeignFernetToken => {
+                "Add the key that made the token to the key ring, behind the primary."
+            }
+            Self::NotFernet => {
+                "SET colcrypt.algorithm = 'fernet' and encrypt the value again, or rotate the \
+                 column."
+            }
+            Self::UnknownKeyName { .. } => {
+                "A type modifier of encrypted_text names a managed key; this database has none of \
+                 that name."
+            }
+            Self::BadTypmod => "Write encrypted_text, or encrypted_text(name_of_a_key).",
+            Self::Cpu { .. } => "Build and install with \"make install PORTABLE=1\".",
+            Self::NotTable { hint, .. } | Self::WrongType { hint, .. } => hint,
+            Self::Rotation { .. } => "Run the rotation again.",
+            _ => return None,
+        };
+        (!hint.is_empty()).then(|| hint.to_owned())
+    }
+}
+
+impl From<Error> for ErrorReport {
+    #[track_caller]
+    fn from(error: Error) -> Self {
+        let mut report = Self::new(error.code(), error.to_string(), "colcrypt");
+        if let Some(detail) = error.detail() {
+            report = report.set_detail(detail);
+        }
+        if let Some(hint) = error.hint() {
+            report = report.set_hint(hint);
+        }
+        report
+    }
+}

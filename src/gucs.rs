@@ -1,0 +1,230 @@
+//! The settings, and the hooks between PostgreSQL's setting machinery and the
+//! key ring.
+
+use core::ffi::{CStr, c_char, c_void};
+use std::ffi::CString;
+
+use colcrypt_core::Suite;
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
+use pgrx::prelude::*;
+
+use crate::compat;
+use crate::keyring::{self, Origin};
+
+/// `colcrypt.algorithm`.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+enum Algorithm {
+    #[name = c"xaes-256-gcm"]
+    Xaes256Gcm,
+    #[name = c"aes-256-gcm"]
+    Aes256Gcm,
+    #[name = c"fernet"]
+    Fernet,
+    #[name = c"envelope"]
+    Envelope,
+}
+
+/// `colcrypt.input`: what text that comes in as a value is.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub(crate) enum Input {
+    #[name = c"plaintext"]
+    Plaintext,
+    #[name = c"ciphertext"]
+    Ciphertext,
+}
+
+static KEY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+static KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+static KEY_ENV: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c"COLCRYPT_KEY"));
+static ALGORITHM: GucSetting<Algorithm> = GucSetting::<Algorithm>::new(Algorithm::Xaes256Gcm);
+static INPUT: GucSetting<Input> = GucSetting::<Input>::new(Input::Plaintext);
+
+/// The suite that new values are sealed with.
+pub(crate) fn suite() -> Suite {
+    match ALGORITHM.get() {
+        Algorithm::Xaes256Gcm => Suite::Xaes256Gcm,
+        Algorithm::Aes256Gcm => Suite::Aes256Gcm,
+        Algorithm::Fernet => Suite::Fernet,
+        Algorithm::Envelope => Suite::Envelope,
+    }
+}
+
+/// What incoming text is taken for.
+pub(crate) fn input() -> Input {
+    INPUT.get()
+}
+
+/// `colcrypt.key_file`, if set.
+pub(crate) fn key_file() -> Option<CString> {
+    KEY_FILE.get().filter(|path| !path.is_empty())
+}
+
+/// `colcrypt.key_env`, if set.
+pub(crate) fn key_env() -> Option<CString> {
+    KEY_ENV.get().filter(|name| !name.is_empty())
+}
+
+/// Defines the settings. Called once, when the library is loaded.
+pub(crate) fn define() {
+    // SAFETY: every hook is `#[pg_guard]`ed and lives as long as the library,
+    // which PostgreSQL never unloads.
+    unsafe {
+        GucRegistry::define_string_guc_with_hooks(
+            c"colcrypt.key",
+            c"Key ring text: keys that encrypt and decrypt, the first one primary.",
+            c"In the configuration file it needs shared_preload_libraries or \
+              session_preload_libraries. Set by a session, its keys stand in front of the \
+              server's, for that session only. Shown as key ids, never as keys.",
+            &KEY,
+            GucContext::Userset,
+            GucFlags::NO_SHOW_ALL | GucFlags::DISALLOW_IN_AUTO_FILE,
+            Some(check_key),
+            Some(assign_key),
+            Some(show_key),
+        );
+        GucRegistry::define_string_guc_with_hooks(
+            c"colcrypt.key_file",
+            c"File that holds the key ring text.",
+            c"It must be owned by the server's user or by root and not be accessible to others.",
+            &KEY_FILE,
+            GucContext::Sighup,
+            GucFlags::SUPERUSER_ONLY,
+            None,
+            Some(assign_source),
+            None,
+        );
+        GucRegistry::define_string_guc_with_hooks(
+            c"colcrypt.key_env",
+            c"Name of the environment variable of the server that holds the key ring text.",
+            c"Used when neither colcrypt.key nor colcrypt.key_file is configured.",
+            &KEY_ENV,
+            GucContext::Sighup,
+            GucFlags::empty(),
+            None,
+            Some(assign_source),
+            None,
+        );
+        GucRegistry::define_enum_guc_with_hooks(
+            c"colcrypt.algorithm",
+            c"Cipher suite that new values are encrypted with.",
+            c"Values of every suite can be read at any time.",
+            &ALGORITHM,
+            GucContext::Userset,
+            GucFlags::empty(),
+            None,
+            Some(assign_algorithm),
+            None,
+        );
+        GucRegistry::define_enum_guc_with_hooks(
+            c"colcrypt.input",
+            c"Whether text that comes in as an encrypted value is plaintext or ciphertext.",
+            c"\"ciphertext\" is for restoring dumps that hold ciphertext; nothing else is then \
+              accepted.",
+            &INPUT,
+            GucContext::Suset,
+            GucFlags::empty(),
+            None,
+            Some(assign_input),
+            None,
+        );
+        pg_sys::MarkGUCPrefixReserved(c"colcrypt".as_ptr());
+    }
+}
+
+/// Judges a new value of `colcrypt.key`. What PostgreSQL keeps as `extra` is the
+/// [`Origin`], which the assign hook is not told.
+#[pg_guard]
+unsafe extern "C-unwind" fn check_key(
+    newval: *mut *mut c_char,
+    extra: *mut *mut c_void,
+    source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: PostgreSQL passes the address of a NUL-terminated string or null,
+    // allocated as it allocates setting values.
+    let text = unsafe { (*newval).as_ref().map(|text| CStr::from_ptr(text)) };
+    match keyring::check_setting(text, source) {
+        Ok(origin) => {
+            if origin == Origin::PassedOver && text.is_some() {
+                // Nothing may be left that SHOW or a core dump could tell.
+                // SAFETY: the value is ours to replace, as with any check hook.
+                unsafe {
+                    compat::guc_free(*newval);
+                    *newval = core::ptr::null_mut();
+                }
+            }
+            let tag: *mut u8 = compat::guc_malloc(1).cast();
+            if tag.is_null() {
+                return false;
+            }
+            // SAFETY: one byte was just allocated, and `extra` is where
+            // PostgreSQL wants it.
+            unsafe {
+                *tag = origin as u8;
+                *extra = tag.cast();
+            }
+            true
+        }
+        Err(refusal) => {
+            // SAFETY: these variables are for check hooks to set; the strings
+            // live in ErrorContext, like those that GUC_check_errmsg() makes.
+            unsafe {
+                pg_sys::GUC_check_errcode(refusal.code as i32);
+                pg_sys::GUC_check_errmsg_string = in_error_context(refusal.message);
+                pg_sys::GUC_check_errdetail_string = in_error_context(&refusal.detail);
+                pg_sys::GUC_check_errhint_string = in_error_context(refusal.hint);
+            }
+            false
+        }
+    }
+}
+
+/// A copy of `text` in ErrorContext.
+///
+/// # Safety
+/// ErrorContext exists: PostgreSQL is running.
+unsafe fn in_error_context(text: &str) -> *mut c_char {
+    let text = CString::new(text).unwrap_or_default();
+    // SAFETY: both are valid for the call.
+    unsafe { pg_sys::MemoryContextStrdup(pg_sys::ErrorContext, text.as_ptr()) }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_key(newval: *const c_char, extra: *mut c_void) {
+    // SAFETY: `extra` is null for the built-in default, or what `check_key` made.
+    let origin = unsafe { extra.cast::<u8>().as_ref() }
+        .map_or(Origin::Default, |tag| Origin::from_tag(*tag));
+    // SAFETY: PostgreSQL passes a NUL-terminated string or null.
+    let text = unsafe { newval.as_ref().map(|text| CStr::from_ptr(text)) };
+    keyring::assign_setting(text, origin);
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn show_key() -> *const c_char {
+    let ids = CString::new(keyring::setting_ids()).unwrap_or_default();
+    // SAFETY: copies into the current memory context; the caller copies again.
+    unsafe { pg_sys::pstrdup(ids.as_ptr()) }
+}
+
+/// A source setting was assigned: at every reload too, if it is in the
+/// configuration file, changed or not.
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_source(_newval: *const c_char, _extra: *mut c_void) {
+    keyring::sources_changed();
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_algorithm(newval: i32, _extra: *mut c_void) {
+    // SAFETY: reads this backend's own setting.
+    if newval != unsafe { *ALGORITHM.as_ptr() } {
+        keyring::forget_plans();
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_input(newval: i32, _extra: *mut c_void) {
+    // SAFETY: reads this backend's own setting.
+    if newval != unsafe { *INPUT.as_ptr() } {
+        keyring::forget_plans();
+    }
+}

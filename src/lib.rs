@@ -1,0 +1,53 @@
+//! colcrypt: transparent column encryption for PostgreSQL.
+//!
+//! This file only lists the modules, names the SQL files in order and loads the
+//! library. Everything that needs no PostgreSQL is in `crates/core`.
+
+#![deny(unsafe_op_in_unsafe_fn)]
+
+use pgrx::prelude::*;
+
+mod admin;
+mod compat;
+mod cpu;
+mod encoding;
+mod error;
+mod gucs;
+mod keyring;
+mod rotation;
+mod sealing;
+mod types;
+
+#[cfg(any(test, feature = "pg_test"))]
+mod in_server_tests;
+
+::pgrx::pg_module_magic!(name, version);
+
+extension_sql_file!("../sql/encrypted_text.sql", name = "encrypted_text", bootstrap);
+extension_sql_file!("../sql/functions.sql", name = "functions", requires = ["encrypted_text"]);
+extension_sql_file!("../sql/admin.sql", name = "admin", requires = ["functions"]);
+extension_sql_file!("../sql/rotation.sql", name = "rotation", requires = ["admin"]);
+
+#[allow(non_snake_case)]
+#[pg_guard]
+extern "C-unwind" fn _PG_init() {
+    // First: nothing below may run on a CPU that this build is not for.
+    cpu::check();
+    keyring::note_preload();
+    gucs::define();
+}
+
+/// This module is required by `cargo pgrx test`.
+#[cfg(test)]
+pub mod pg_test {
+    /// The ring that in-server tests run with: 32 bytes of 0x00 to 0x1f.
+    pub fn setup(_options: Vec<&str>) {}
+
+    #[must_use]
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec![
+            "shared_preload_libraries = 'colcrypt'",
+            "colcrypt.key = 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8='",
+        ]
+    }
+}

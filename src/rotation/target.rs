@@ -1,0 +1,156 @@
+//! What a rotation works on: parsed and judged once, here.
+
+use core::ffi::{CStr, c_char};
+
+use pgrx::prelude::*;
+
+use crate::compat;
+use crate::error::Error;
+
+/// Locked tables with the column in each.
+pub(super) struct Target {
+    tables: Vec<Table>,
+}
+
+/// One table that has storage.
+#[derive(Clone, Copy)]
+pub(super) struct Table {
+    pub(super) oid: pg_sys::Oid,
+    pub(super) attribute: i16,
+}
+
+impl Target {
+    /// The table `relation`, its partitions and what inherits from it, each with
+    /// the number of the column. Locks them as an UPDATE does.
+    ///
+    /// # Errors
+    /// The caller must own the table; it must be an ordinary or partitioned
+    /// table, the column must be there and of type encrypted_text, or a domain
+    /// over it.
+    pub(super) fn resolve(
+        relation: pg_sys::Oid,
+        column: &CStr,
+        encrypted_text: pg_sys::Oid,
+    ) -> Result<Self, Error> {
+        let lock = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
+        // SAFETY: locking an OID that is no relation does no harm.
+        unsafe { pg_sys::LockRelationOid(relation, lock) };
+        let name = relation_name(relation).ok_or(Error::NoRelation(relation.to_u32()))?;
+        let owned = compat::owns_relation(relation);
+        check_kind(relation, &name)?;
+        if !owned {
+            return Err(Error::NotOwner { relation: name });
+        }
+        let attribute = find_column(relation, column, &name)?;
+        check_type(relation, attribute, column, &name, encrypted_text)?;
+        let mut tables = Vec::new();
+        for oid in compat::find_all_inheritors(relation, lock) {
+            match relation_kind(oid) {
+                pg_sys::RELKIND_RELATION => {
+                    let name = relation_name(oid).unwrap_or_default();
+                    // A child has the column under the same name, perhaps at
+                    // another place.
+                    let attribute = find_column(oid, column, &name)?;
+                    tables.push(Table { oid, attribute });
+                }
+                pg_sys::RELKIND_FOREIGN_TABLE => pgrx::notice!(
+                    "skipping foreign table \"{}\": its server rotates it",
+                    relation_name(oid).unwrap_or_default()
+                ),
+                _ => {}
+            }
+        }
+        Ok(Self { tables })
+    }
+
+    pub(super) fn tables(&self) -> impl Iterator<Item = Table> {
+        self.tables.iter().copied()
+    }
+}
+
+/// The name of a relation, for messages.
+pub(super) fn relation_name(oid: pg_sys::Oid) -> Option<String> {
+    // SAFETY: gives a palloc'd string or null.
+    unsafe {
+        let name = pg_sys::get_rel_name(oid);
+        name.as_ref().map(|name| CStr::from_ptr(name).to_string_lossy().into_owned())
+    }
+}
+
+fn relation_kind(oid: pg_sys::Oid) -> u8 {
+    // SAFETY: gives '\0' for an OID that is no relation.
+    unsafe { pg_sys::get_rel_relkind(oid) as u8 }
+}
+
+fn check_kind(oid: pg_sys::Oid, name: &str) -> Result<(), Error> {
+    let (kind, hint) = match relation_kind(oid) {
+        pg_sys::RELKIND_RELATION | pg_sys::RELKIND_PARTITIONED_TABLE => {
+            // SAFETY: the relation is locked; closed again at once.
+            let other_temp = unsafe {
+                let relation = pg_sys::RelationIdGetRelation(oid);
+                let class = (*relation).rd_rel;
+                let other_temp = (*class).relpersistence
+                    == pg_sys::RELPERSISTENCE_TEMP as c_char
+                    && !(*relation).rd_islocaltemp;
+                pg_sys::RelationClose(relation);
+                other_temp
+            };
+            return if other_temp { Err(Error::OtherTemp) } else { Ok(()) };
+        }
+        pg_sys::RELKIND_VIEW => ("view", "Rotate the table that the view reads."),
+        pg_sys::RELKIND_MATVIEW => (
+            "materialized view",
+            "Rotate the table that it reads, then REFRESH MATERIALIZED VIEW.",
+        ),
+        pg_sys::RELKIND_FOREIGN_TABLE => {
+            ("foreign table", "Rotate the column on the server that stores the table.")
+        }
+        pg_sys::RELKIND_INDEX | pg_sys::RELKIND_PARTITIONED_INDEX => ("index", ""),
+        pg_sys::RELKIND_SEQUENCE => ("sequence", ""),
+        pg_sys::RELKIND_COMPOSITE_TYPE => ("composite type", ""),
+        _ => ("relation of another kind", ""),
+    };
+    Err(Error::NotTable { relation: name.to_owned(), kind, hint })
+}
+
+fn find_column(oid: pg_sys::Oid, column: &CStr, relation: &str) -> Result<i16, Error> {
+    // SAFETY: gives 0 for no such column, dropped ones included, and below 0 for
+    // a system column.
+    match unsafe { pg_sys::get_attnum(oid, column.as_ptr()) } {
+        number @ 1.. => Ok(number),
+        _ => Err(Error::NoColumn {
+            relation: relation.to_owned(),
+            column: column.to_string_lossy().into_owned(),
+        }),
+    }
+}
+
+fn check_type(
+    oid: pg_sys::Oid,
+    attribute: i16,
+    column: &CStr,
+    relation: &str,
+    encrypted_text: pg_sys::Oid,
+) -> Result<(), Error> {
+    // SAFETY: the attribute exists; format_type_be() gives a palloc'd string.
+    let (base, element, actual) = unsafe {
+        let declared = pg_sys::get_atttype(oid, attribute);
+        let actual = CStr::from_ptr(pg_sys::format_type_be(declared));
+        let base = pg_sys::getBaseType(declared);
+        (base, pg_sys::get_element_type(base), actual.to_string_lossy().into_owned())
+    };
+    if base == encrypted_text {
+        return Ok(());
+    }
+    let hint = if element == encrypted_text {
+        "Cast an array to text[] and back in an UPDATE to encrypt its elements again."
+    } else {
+        ""
+    };
+    Err(Error::WrongType {
+        relation: relation.to_owned(),
+        column: column.to_string_lossy().into_owned(),
+        actual,
+        hint,
+    })
+}

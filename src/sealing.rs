@@ -1,0 +1,145 @@
+//! Where plaintext becomes a stored value and back: the hot path. Everything
+//! that reads or writes an encrypted value goes through here.
+
+use core::cell::RefCell;
+
+use colcrypt_core::{NonceSource, Nonces, Payload, Stored, decode_text, is_reserved};
+use pgrx::prelude::*;
+use zeroize::Zeroizing;
+
+use crate::encoding;
+use crate::error::{Error, Wire};
+use crate::gucs::{self, Input};
+use crate::keyring;
+use crate::types::datum::Output;
+
+thread_local! {
+    static NONCES: RefCell<NonceSource> = RefCell::new(NonceSource::new());
+}
+
+/// Seals text of the database as a new value gets sealed: under the primary,
+/// with the suite of `colcrypt.algorithm`.
+///
+/// # Errors
+/// [`Error::NoKeyRing`].
+pub(crate) fn seal<B: Output>(text: &[u8]) -> Result<B, Error> {
+    seal_utf8(&encoding::to_utf8(text))
+}
+
+fn seal_utf8<B: Output>(plaintext: &[u8]) -> Result<B, Error> {
+    let ring = keyring::current();
+    let key = ring.primary()?;
+    let suite = gucs::suite();
+    let mut sealed = B::zeroed(suite.sealed_len(plaintext.len()));
+    with_nonces(|nonces| {
+        key.seal(suite, Payload::Text, plaintext, nonces, sealed.bytes_mut())
+    })?;
+    Ok(sealed)
+}
+
+/// What comes in as a value: plaintext, or with `colcrypt.input = 'ciphertext'`
+/// ciphertext in text form.
+///
+/// # Errors
+/// [`Error::ReservedPrefix`] for plaintext that could be taken for ciphertext.
+pub(crate) fn take_in<B: Output>(text: &[u8], wire: Wire) -> Result<B, Error> {
+    match gucs::input() {
+        Input::Ciphertext => admit_ciphertext(text, wire),
+        Input::Plaintext if is_reserved(text) => Err(Error::ReservedPrefix(wire)),
+        Input::Plaintext => seal(text),
+    }
+}
+
+/// Stores ciphertext in text form as it is, once it is well-formed and, if its
+/// key is at hand, authentic.
+///
+/// # Errors
+/// [`Error::BadTextForm`], [`Error::Damaged`].
+pub(crate) fn admit_ciphertext<B: Output>(text: &[u8], wire: Wire) -> Result<B, Error> {
+    let stored = decode_text(text).map_err(|reason| Error::BadTextForm { reason, wire })?;
+    match open::<Vec<u8>>(&stored) {
+        Ok(_) | Err(Error::UnknownKey { .. } | Error::NoKeyRing { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let mut value = B::zeroed(stored.len());
+    value.bytes_mut().copy_from_slice(&stored);
+    Ok(value)
+}
+
+/// Opens a stored value into text of the database.
+///
+/// # Errors
+/// [`Error::Malformed`], [`Error::NoKeyRing`], [`Error::UnknownKey`],
+/// [`Error::Damaged`], [`Error::NotText`].
+pub(crate) fn open<B: Output>(stored: &[u8]) -> Result<B, Error> {
+    let stored = Stored::parse(stored)?;
+    let ring = keyring::current();
+    let key = ring.find(stored.key_id())?;
+    let mut opened = B::zeroed(stored.plaintext_capacity());
+    let len = key
+        .open(&stored, Payload::Text, opened.bytes_mut())
+        .map_err(Error::damaged(key.id()))?;
+    opened.truncate(len);
+    check_text(opened.bytes_mut()).ok_or(Error::NotText { key: key.id() })?;
+    if encoding::is_utf8() {
+        return Ok(opened);
+    }
+    let text = encoding::from_utf8(opened.bytes_mut())?;
+    let mut converted = B::zeroed(text.len());
+    converted.bytes_mut().copy_from_slice(&text);
+    Ok(converted)
+}
+
+/// Seals an opened value again, as a new value gets sealed. Bytes for bytes: what
+/// is text is not asked. `plaintext` is room that the caller reuses.
+///
+/// # Errors
+/// As [`open`] and [`seal`].
+pub(crate) fn reseal<B: Output>(
+    stored: &[u8],
+    plaintext: &mut Zeroizing<Vec<u8>>,
+) -> Result<B, Error> {
+    let stored = Stored::parse(stored)?;
+    let ring = keyring::current();
+    let key = ring.find(stored.key_id())?;
+    if plaintext.len() < stored.plaintext_capacity() {
+        *plaintext = Zeroizing::new(vec![0; stored.plaintext_capacity()]);
+    }
+    let len = key
+        .open(&stored, Payload::Text, &mut plaintext[..stored.plaintext_capacity()])
+        .map_err(Error::damaged(key.id()))?;
+    seal_utf8(&plaintext[..len])
+}
+
+/// Authentic is not the same as valid: a Fernet token may hold any bytes, and
+/// PostgreSQL trusts a text to be valid and free of NUL.
+fn check_text(text: &[u8]) -> Option<()> {
+    let text = core::str::from_utf8(text).ok()?;
+    (!text.as_bytes().contains(&0)).then_some(())
+}
+
+/// Lends the backend's nonces to `work`.
+fn with_nonces<T>(work: impl FnOnce(Nonces<'_>) -> T) -> T {
+    // SAFETY: read variables that are set when the process starts.
+    let (process, in_postmaster) = unsafe {
+        let in_postmaster = pg_sys::IsPostmasterEnvironment && !pg_sys::IsUnderPostmaster;
+        (pg_sys::MyProcPid, in_postmaster)
+    };
+    // What the postmaster drew, every backend would draw again.
+    assert!(!in_postmaster, "the postmaster never seals a value");
+    NONCES.with_borrow_mut(|nonces| work(nonces.in_process(process.cast_unsigned())))
+}
+
+impl Output for Vec<u8> {
+    fn zeroed(len: usize) -> Self {
+        vec![0; len]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.truncate(len);
+    }
+}

@@ -1,0 +1,294 @@
+//! How bytes pass between PostgreSQL and Rust without a copy: arguments are
+//! borrowed from the datum, results are written where PostgreSQL will read them.
+//! The unsafe code of the encrypted types is here.
+
+use core::ffi::c_char;
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+
+use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
+use pgrx::datum::{Datum, FromDatum};
+use pgrx::pgrx_sql_entity_graph::metadata::{
+    ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
+};
+use pgrx::prelude::*;
+use pgrx::varlena;
+
+/// An SQL type whose values are variable-length bytes.
+pub(crate) trait SqlType {
+    /// The type's name in SQL.
+    const NAME: &'static str;
+}
+
+/// A borrowed value of the SQL type `T`: its bytes without the length word.
+///
+/// In place unless it was compressed or stored out of line.
+pub(crate) struct Varlena<'a, T> {
+    bytes: &'a [u8],
+    sql_type: PhantomData<T>,
+}
+
+/// A result of the SQL type `T`, written in place.
+pub(crate) struct VarlenaBuf<T> {
+    value: NonNull<pg_sys::varlena>,
+    len: usize,
+    sql_type: PhantomData<T>,
+}
+
+/// A result of the SQL type `cstring`, written in place.
+pub(crate) struct CStringBuf {
+    value: NonNull<u8>,
+    len: usize,
+}
+
+/// Somewhere to write a result of known or bounded length.
+pub(crate) trait Output: Sized {
+    /// Room for `len` bytes, all zero.
+    fn zeroed(len: usize) -> Self;
+    /// The bytes.
+    fn bytes_mut(&mut self) -> &mut [u8];
+    /// Gives up all but the first `len` bytes.
+    fn truncate(&mut self, len: usize);
+}
+
+impl<T> core::ops::Deref for Varlena<'_, T> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+impl<T> Varlena<'_, T> {
+    /// Reads a datum of type `T`.
+    ///
+    /// # Safety
+    /// `datum` is a valid, non-null datum of type `T` that outlives `self`.
+    pub(crate) unsafe fn from_raw(datum: pg_sys::Datum) -> Self {
+        // SAFETY: the datum is a varlena by the caller's word; detoasting gives
+        // either the same pointer or a palloc'd copy that lives as long as the
+        // call's memory context.
+        unsafe {
+            let value: *mut pg_sys::varlena = datum.cast_mut_ptr();
+            let packed = if is_plain(value) {
+                value
+            } else {
+                pg_sys::pg_detoast_datum_packed(value)
+            };
+            let bytes = core::slice::from_raw_parts(
+                varlena::vardata_any(packed).cast(),
+                varlena::varsize_any_exhdr(packed),
+            );
+            Self { bytes, sql_type: PhantomData }
+        }
+    }
+}
+
+/// Whether a varlena can be read where it is. Saves the common case a call
+/// through pgrx's guard.
+///
+/// # Safety
+/// `value` points to a varlena.
+unsafe fn is_plain(value: *const pg_sys::varlena) -> bool {
+    // SAFETY: a varlena has at least its first header byte.
+    unsafe { !varlena::varatt_is_1b_e(value) && !varlena::varatt_is_4b_c(value) }
+}
+
+/// The first `N` bytes of a stored value, without fetching the rest of one that
+/// is stored out of line; `None` if it is shorter.
+///
+/// # Safety
+/// `datum` is a valid, non-null varlena datum.
+pub(crate) unsafe fn first_bytes<const N: usize>(datum: pg_sys::Datum) -> Option<[u8; N]> {
+    // SAFETY: as the caller says; the slice that comes back is palloc'd.
+    unsafe {
+        let value: *mut pg_sys::varlena = datum.cast_mut_ptr();
+        if is_plain(value) {
+            return Varlena::<()>::from_raw(datum).first_chunk().copied();
+        }
+        let slice = pg_sys::pg_detoast_datum_slice(value, 0, N as i32);
+        let bytes = Varlena::<()>::from_raw(slice.into()).first_chunk().copied();
+        pg_sys::pfree(slice.cast());
+        bytes
+    }
+}
+
+impl<T> Output for VarlenaBuf<T> {
+    fn zeroed(len: usize) -> Self {
+        let size = len + pg_sys::VARHDRSZ;
+        // SAFETY: palloc0 gives `size` zeroed bytes or raises an error, which it
+        // does above 1 GB, so the length fits the length word.
+        let value = unsafe {
+            let value: *mut pg_sys::varlena = pg_sys::palloc0(size).cast();
+            varlena::set_varsize_4b(value, size as i32);
+            NonNull::new_unchecked(value)
+        };
+        Self { value, len, sql_type: PhantomData }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `len` initialized bytes follow the length word, and are only
+        // reachable through `self`.
+        unsafe {
+            let data: *mut u8 = self.value.as_ptr().cast();
+            core::slice::from_raw_parts_mut(data.add(pg_sys::VARHDRSZ), self.len)
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        assert!(len <= self.len, "a result only shrinks");
+        self.len = len;
+        // SAFETY: the value is at least this long.
+        unsafe { varlena::set_varsize_4b(self.value.as_ptr(), (len + pg_sys::VARHDRSZ) as i32) };
+    }
+}
+
+impl<T> VarlenaBuf<T> {
+    /// A result that PostgreSQL made.
+    ///
+    /// # Safety
+    /// `value` is a valid, palloc'd, uncompressed value of type `T` with a
+    /// 4-byte length word.
+    pub(crate) unsafe fn from_raw(value: *mut pg_sys::varlena) -> Self {
+        // SAFETY: by the caller's word.
+        unsafe {
+            let len = varlena::varsize_any_exhdr(value);
+            Self { value: NonNull::new_unchecked(value), len, sql_type: PhantomData }
+        }
+    }
+
+    /// A copy of `bytes`.
+    pub(crate) fn copy_of(bytes: &[u8]) -> Self {
+        let mut copy = Self::zeroed(bytes.len());
+        copy.bytes_mut().copy_from_slice(bytes);
+        copy
+    }
+
+    /// The datum; the memory context owns the value from here on.
+    pub(crate) fn into_raw(self) -> pg_sys::Datum {
+        self.value.as_ptr().into()
+    }
+}
+
+impl Output for CStringBuf {
+    fn zeroed(len: usize) -> Self {
+        // SAFETY: palloc0 gives zeroed bytes, the last of which ends the string,
+        // or raises an error.
+        let value = unsafe { NonNull::new_unchecked(pg_sys::palloc0(len + 1).cast()) };
+        Self { value, len }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `len` initialized bytes, only reachable through `self`.
+        unsafe { core::slice::from_raw_parts_mut(self.value.as_ptr(), self.len) }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        assert!(len <= self.len, "a result only shrinks");
+        // SAFETY: there is room for the end after any of the first `self.len` bytes.
+        unsafe { *self.value.as_ptr().add(len) = 0 };
+        self.len = len;
+    }
+}
+
+impl<T> FromDatum for Varlena<'_, T> {
+    unsafe fn from_polymorphic_datum(
+        datum: pg_sys::Datum,
+        is_null: bool,
+        _typoid: pg_sys::Oid,
+    ) -> Option<Self> {
+        // SAFETY: PostgreSQL passes a datum of the declared type.
+        (!is_null).then(|| unsafe { Self::from_raw(datum) })
+    }
+}
+
+// SAFETY: reads the datum as the SQL function's declaration says it is.
+unsafe impl<'fcx, T> ArgAbi<'fcx> for Varlena<'fcx, T> {
+    unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
+        let index = arg.index();
+        // SAFETY: the caller's promise is the one that is asked for.
+        unsafe { arg.unbox_arg_using_from_datum() }
+            .unwrap_or_else(|| panic!("argument {index} must not be null"))
+    }
+}
+
+// SAFETY: the value is palloc'd and of the declared type.
+unsafe impl<T> BoxRet for VarlenaBuf<T> {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        // SAFETY: a varlena of type `T`, which the function is declared to return.
+        unsafe { fcinfo.return_raw_datum(self.into_raw()) }
+    }
+}
+
+// SAFETY: the value is palloc'd and NUL-terminated.
+unsafe impl BoxRet for CStringBuf {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        // SAFETY: a C string, which the function is declared to return.
+        unsafe { fcinfo.return_raw_datum(self.value.as_ptr().cast::<c_char>().into()) }
+    }
+}
+
+// SAFETY: the name is that of the SQL type that the bytes are a value of.
+unsafe impl<T: SqlType> SqlTranslatable for Varlena<'_, T> {
+    const TYPE_IDENT: &'static str = T::NAME;
+    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::As(T::NAME));
+    const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
+        Ok(ReturnsRef::One(SqlMappingRef::As(T::NAME)));
+}
+
+// SAFETY: as for `Varlena`.
+unsafe impl<T: SqlType> SqlTranslatable for VarlenaBuf<T> {
+    const TYPE_IDENT: &'static str = T::NAME;
+    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
+    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::As(T::NAME));
+    const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
+        Ok(ReturnsRef::One(SqlMappingRef::As(T::NAME)));
+}
+
+impl_sql_translatable!(CStringBuf, "cstring");
+
+/// A result of type `record`.
+pub(crate) struct Record(pg_sys::Datum);
+
+impl Record {
+    /// A row of the type that the call is expected to return; `None` is NULL.
+    ///
+    /// # Safety
+    /// `call` is the current call, and `columns` are of the types that its SQL
+    /// function returns.
+    pub(crate) unsafe fn new<const N: usize>(
+        call: pg_sys::FunctionCallInfo,
+        columns: [Option<pg_sys::Datum>; N],
+    ) -> Self {
+        let mut nulls = columns.map(|column| column.is_none());
+        let mut values = columns.map(|column| column.unwrap_or(pg_sys::Datum::null()));
+        // SAFETY: by the caller's word the types agree; both arrays have a member
+        // for each column, which is checked.
+        unsafe {
+            let mut descriptor = core::ptr::null_mut();
+            let class =
+                pg_sys::get_call_result_type(call, core::ptr::null_mut(), &raw mut descriptor);
+            assert_eq!(
+                class,
+                pg_sys::TypeFuncClass::TYPEFUNC_COMPOSITE,
+                "the function is declared with OUT parameters"
+            );
+            assert_eq!((*descriptor).natts as usize, N, "as many columns as declared");
+            let descriptor = pg_sys::BlessTupleDesc(descriptor);
+            let tuple =
+                pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+            Self(pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data))
+        }
+    }
+}
+
+// SAFETY: the datum is a palloc'd row.
+unsafe impl BoxRet for Record {
+    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
+        // SAFETY: a row of the type that the call expects.
+        unsafe { fcinfo.return_raw_datum(self.0) }
+    }
+}
+
+impl_sql_translatable!(Record, "record");

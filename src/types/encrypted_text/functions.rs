@@ -1,0 +1,54 @@
+//! The everyday functions of `encrypted_text`.
+
+use colcrypt_core::{Stored, encode_text, fernet_raw};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use super::{EncryptedText, EncryptedTextBuf, Text, TextBuf};
+use crate::error::{Error, Wire};
+use crate::{keyring, sealing};
+
+#[pg_extern(sql = false)]
+fn encrypted_text_encrypt(text: Text<'_>) -> Result<EncryptedTextBuf, ErrorReport> {
+    Ok(sealing::take_in(&text, Wire::Text)?)
+}
+
+/// NULL when the value cannot be read, whatever the reason.
+#[pg_extern(sql = false)]
+fn encrypted_text_try_decrypt(value: EncryptedText<'_>) -> Option<TextBuf> {
+    sealing::open(&value).ok()
+}
+
+/// The stored bytes in text form. Needs no key.
+#[pg_extern(sql = false)]
+fn encrypted_text_ciphertext(value: EncryptedText<'_>) -> TextBuf {
+    TextBuf::copy_of(encode_text(&value).as_bytes())
+}
+
+#[pg_extern(sql = false)]
+fn encrypted_text_from_ciphertext(text: Text<'_>) -> Result<EncryptedTextBuf, ErrorReport> {
+    Ok(sealing::admit_ciphertext(&text, Wire::Text)?)
+}
+
+/// The Fernet token inside a value of that suite. Needs no key.
+#[pg_extern(sql = false)]
+fn encrypted_text_fernet_token(value: EncryptedText<'_>) -> Result<TextBuf, ErrorReport> {
+    let stored = Stored::parse(&value).map_err(Error::from)?;
+    let token = colcrypt_core::fernet_token(&stored).ok_or(Error::NotFernet)?;
+    Ok(TextBuf::copy_of(token.as_bytes()))
+}
+
+/// Takes in a token that a key of the ring opens.
+#[pg_extern(sql = false)]
+fn encrypted_text_from_fernet(token: Text<'_>) -> Result<EncryptedTextBuf, ErrorReport> {
+    let raw = fernet_raw(&token).map_err(|reason| Error::BadFernetToken { reason })?;
+    let ring = keyring::current();
+    ring.primary()?;
+    let stored = ring
+        .keys()
+        .find_map(|key| key.adopt_fernet(&raw).ok())
+        .ok_or(Error::ForeignFernetToken)?;
+    // Authentic, but is it text?
+    sealing::open::<TextBuf>(&stored)?;
+    Ok(EncryptedTextBuf::copy_of(&stored))
+}

@@ -1,0 +1,71 @@
+//! The type modifier, `encrypted_text(name)`: the column's values belong under
+//! the managed key of that name. A modifier is a number, so it is a 31-bit hash
+//! of the name; then DDL restores before the table of keys does.
+//!
+//! Managed keys do not exist yet, so every name is unknown: a column with a
+//! modifier can be made, and refuses values.
+
+use core::ffi::CStr;
+
+use colcrypt_core::{modifier_from_name, parse_modifier, show_modifier};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use super::{EncryptedText, EncryptedTextBuf};
+use crate::error::Error;
+use crate::types::datum::{CStringBuf, Output};
+
+/// What PostgreSQL passes where there is no modifier.
+const NONE: i32 = -1;
+
+/// Whether a value may be made under this modifier.
+///
+/// # Errors
+/// [`Error::UnknownKeyName`].
+pub(super) fn check(modifier: i32) -> Result<(), Error> {
+    if modifier == NONE {
+        Ok(())
+    } else {
+        Err(Error::UnknownKeyName { name: show_modifier(modifier) })
+    }
+}
+
+#[pg_extern(sql = false)]
+fn encrypted_text_typmod_in(modifiers: Array<'_, &CStr>) -> Result<i32, ErrorReport> {
+    let mut names = modifiers.iter();
+    let (Some(Some(name)), None) = (names.next(), names.next()) else {
+        return Err(Error::BadTypmod.into());
+    };
+    let name = name.to_str().map_err(|_| Error::BadTypmod)?;
+    if name.is_empty() || name.len() >= pg_sys::NAMEDATALEN as usize {
+        return Err(Error::BadTypmod.into());
+    }
+    if name.starts_with('#') {
+        return Ok(parse_modifier(name).ok_or(Error::BadTypmod)?);
+    }
+    Ok(modifier_from_name(name))
+}
+
+/// A quoted string inside the parentheses, as DDL would take it again.
+#[pg_extern(sql = false)]
+fn encrypted_text_typmod_out(modifier: i32) -> CStringBuf {
+    let shown = if modifier == NONE {
+        String::new()
+    } else {
+        format!("('{}')", show_modifier(modifier))
+    };
+    let mut out = CStringBuf::zeroed(shown.len());
+    out.bytes_mut().copy_from_slice(shown.as_bytes());
+    out
+}
+
+/// Makes a value fit the column it is stored in.
+#[pg_extern(sql = false)]
+fn encrypted_text_coerce(
+    value: EncryptedText<'_>,
+    modifier: i32,
+    _explicit: bool,
+) -> Result<EncryptedTextBuf, ErrorReport> {
+    check(modifier)?;
+    Ok(EncryptedTextBuf::copy_of(&value))
+}

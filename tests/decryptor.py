@@ -1,0 +1,177 @@
+"""Decrypts colcrypt's values without colcrypt.
+
+Written from docs/format.md alone, with Python's standard library and the
+`cryptography` package, so that nobody's data depends on the extension:
+
+    psql -c 'SELECT ciphertext(secret) FROM t' -At | python decryptor.py --key BASE64
+
+Each line of standard input is one value in text form; each line of output is its
+plaintext as a JSON string, for a plaintext may hold newlines.
+"""
+
+import argparse
+import base64
+import hmac
+import json
+import re
+import sys
+
+from cryptography.exceptions import InvalidTag
+from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.cmac import CMAC
+
+PREFIX = "colcrypt:v1:"
+HEADER_LEN = 5
+PAYLOAD_TEXT = b"\x01"
+
+
+class Refused(ValueError):
+    """The value is malformed, names a key that is not there, or is not authentic."""
+
+
+def key_id(key: bytes) -> bytes:
+    return hmac.digest(key, b"colcrypt v1 key id", "sha256")[:4]
+
+
+def subkey(key: bytes, suite: str) -> bytes:
+    """HKDF-SHA-256 without salt: one block of output is all of the 32 bytes."""
+    prk = hmac.digest(bytes(32), key, "sha256")
+    return hmac.digest(prk, f"colcrypt v1 {suite}".encode() + b"\x01", "sha256")
+
+
+def passphrase_key(passphrase: str) -> bytes:
+    """The ring key that `passphrase:…` in ring text stands for."""
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+    kdf = Argon2id(
+        salt=b"colcrypt v1 passphrase",
+        length=32,
+        iterations=3,
+        lanes=1,
+        memory_cost=64 * 1024,
+    )
+    return kdf.derive(passphrase.encode())
+
+
+def xaes_key(key: bytes, prefix: bytes) -> bytes:
+    """The AES-256-GCM key for all nonces that start with these 12 bytes."""
+    halves = []
+    for counter in (b"\x00\x01", b"\x00\x02"):
+        cmac = CMAC(AES(key))
+        cmac.update(counter + b"X\x00" + prefix)
+        halves.append(cmac.finalize())
+    return b"".join(halves)
+
+
+def stored_bytes(text_form: str) -> bytes:
+    """The bytes of a text form, of which there is exactly one for each value."""
+    encoded = text_form.removeprefix(PREFIX)
+    if encoded == text_form or not re.fullmatch(r"[A-Za-z0-9_-]*", encoded, re.ASCII):
+        raise Refused("not the text form of a value")
+    try:
+        stored = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
+    except ValueError:
+        raise Refused("not base64url") from None
+    if base64.urlsafe_b64encode(stored).decode().rstrip("=") != encoded:
+        raise Refused("not canonical base64url")
+    return stored
+
+
+def decrypt(text_form: str, ring: list[bytes]) -> str:
+    """The plaintext of a value in text form, under whichever key of `ring` it names."""
+    stored = stored_bytes(text_form)
+    header, body = stored[:HEADER_LEN], stored[HEADER_LEN:]
+    if len(header) < HEADER_LEN or header[0] not in SUITES:
+        raise Refused("not a value of a known format")
+    keys = [key for key in ring if key_id(key) == header[1:]]
+    if not keys:
+        raise Refused(f"needs key {header[1:].hex()}")
+    try:
+        return SUITES[header[0]](keys[0], header, body).decode()
+    except (InvalidTag, InvalidToken):
+        raise Refused("authentication failed") from None
+
+
+def open_xaes_256_gcm(key: bytes, header: bytes, body: bytes) -> bytes:
+    nonce, sealed = split(body, 24)
+    derived = xaes_key(subkey(key, "xaes-256-gcm"), nonce[:12])
+    return AESGCM(derived).decrypt(nonce[12:], sealed, header + PAYLOAD_TEXT)
+
+
+def open_aes_256_gcm(key: bytes, header: bytes, body: bytes) -> bytes:
+    nonce, sealed = split(body, 12)
+    return AESGCM(subkey(key, "aes-256-gcm")).decrypt(
+        nonce, sealed, header + PAYLOAD_TEXT
+    )
+
+
+def open_fernet(key: bytes, header: bytes, body: bytes) -> bytes:
+    # Without a ttl the library does not look at the token's time; nor does colcrypt.
+    return Fernet(base64.urlsafe_b64encode(key)).decrypt(base64.urlsafe_b64encode(body))
+
+
+def open_envelope(key: bytes, header: bytes, body: bytes) -> bytes:
+    wrap_nonce, rest = split(body, 12)
+    wrapped, rest = split(rest, 48)
+    nonce, sealed = split(rest, 12)
+    data_key = AESGCM(subkey(key, "envelope")).decrypt(wrap_nonce, wrapped, header)
+    return AESGCM(data_key).decrypt(nonce, sealed, header + PAYLOAD_TEXT)
+
+
+def split(data: bytes, length: int) -> tuple[bytes, bytes]:
+    """`length` bytes and a rest that has room for a tag."""
+    if len(data) < length + 16:
+        raise Refused("too short")
+    return data[:length], data[length:]
+
+
+SUITES = {
+    0x01: open_xaes_256_gcm,
+    0x02: open_aes_256_gcm,
+    0x03: open_fernet,
+    0x04: open_envelope,
+}
+
+
+def ring_key(text: str) -> bytes:
+    """The 32 bytes of a key as ring text has it."""
+    if len(text) == 64:
+        return bytes.fromhex(text)
+    key = base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
+    if len(key) != 32:
+        raise ValueError("not 32 bytes")
+    return key
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Decrypts colcrypt values in text form, one a line, to JSON strings."
+    )
+    parser.add_argument(
+        "--key", action="append", default=[], help="a key, as in ring text"
+    )
+    parser.add_argument(
+        "--passphrase", action="append", default=[], help="or a passphrase"
+    )
+    options = parser.parse_args()
+    try:
+        ring = [ring_key(key) for key in options.key]
+    except ValueError:
+        parser.error("a key is 32 bytes in base64 or base64url, or 64 hex digits")
+    ring += [passphrase_key(passphrase) for passphrase in options.passphrase]
+    if not ring:
+        parser.error("give at least one key")
+    failed = False
+    for number, line in enumerate(sys.stdin, 1):
+        try:
+            print(json.dumps(decrypt(line.rstrip("\n"), ring), ensure_ascii=False))
+        except Refused as reason:
+            print(f"line {number}: {reason}", file=sys.stderr)
+            failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

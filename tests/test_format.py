@@ -1,0 +1,195 @@
+"""docs/format.md is true: a decryptor written from it opens what colcrypt wrote.
+
+Needs no server.
+"""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import decryptor
+import pytest
+from decryptor import Refused, decrypt
+
+ROOT = Path(__file__).parent.parent
+VECTORS = json.loads(
+    (ROOT / "crates/core/tests/vectors/format.json").read_text("utf-8")
+)
+VALUES = VECTORS["values"]
+KEY = decryptor.ring_key(VECTORS["key"])
+PAGE = (ROOT / "docs/format.md").read_text("utf-8")
+SUITES = ["xaes-256-gcm", "aes-256-gcm", "fernet", "envelope"]
+
+every_value = pytest.mark.parametrize(
+    "value", VALUES, ids=lambda value: f"{value['suite']}-{len(value['plaintext'])}"
+)
+every_suite = pytest.mark.parametrize(
+    "value",
+    [value for value in VALUES if value["plaintext"] == "hello"],
+    ids=lambda value: value["suite"],
+)
+
+
+def text_form(stored: bytes) -> str:
+    return decryptor.PREFIX + base64.urlsafe_b64encode(stored).decode().rstrip("=")
+
+
+def printed(name: str) -> str:
+    """What the page's worked example gives for `name`."""
+    found = re.findall(rf"^    {re.escape(name)}  +(.+)$", PAGE, re.MULTILINE)
+    assert len(found) == 1, f"{name} is there {len(found)} times"
+    return found[0]
+
+
+@every_value
+def test_the_independent_decryptor_opens_what_colcrypt_sealed(
+    value: dict[str, str],
+) -> None:
+    assert decrypt(value["text_form"], [bytes(32), KEY]) == value["plaintext"]
+
+
+@every_suite
+def test_every_changed_bit_is_refused(value: dict[str, str]) -> None:
+    stored = decryptor.stored_bytes(value["text_form"])
+    for bit in range(8 * len(stored)):
+        changed = bytearray(stored)
+        changed[bit // 8] ^= 1 << (bit % 8)
+        with pytest.raises(Refused):
+            decrypt(text_form(bytes(changed)), [KEY])
+
+
+@every_suite
+def test_a_value_cut_off_or_extended_is_refused(value: dict[str, str]) -> None:
+    stored = decryptor.stored_bytes(value["text_form"])
+    for end in range(len(stored)):
+        with pytest.raises(Refused):
+            decrypt(text_form(stored[:end]), [KEY])
+    with pytest.raises(Refused):
+        decrypt(text_form(stored + b"\0"), [KEY])
+
+
+@every_suite
+def test_a_key_that_is_not_there_is_named(value: dict[str, str]) -> None:
+    with pytest.raises(Refused, match=f"^needs key {VECTORS['key_id']}$"):
+        decrypt(value["text_form"], [bytes(32)])
+
+
+@every_suite
+def test_another_key_under_the_same_id_does_not_open(
+    value: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        decryptor, "key_id", lambda key: bytes.fromhex(VECTORS["key_id"])
+    )
+    with pytest.raises(Refused, match="^authentication failed$"):
+        decrypt(value["text_form"], [bytes(32)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text + "=",
+        lambda text: text + "\n",
+        lambda text: " " + text,
+        lambda text: text.replace("colcrypt:v1:", "colcrypt:v2:"),
+        lambda text: text.replace("colcrypt:v1:", ""),
+        lambda text: text.replace("_", "/"),
+        lambda text: text[:20] + "é" + text[20:],
+        # The unused bits of the last character.
+        lambda text: text[:-1] + chr(ord(text[-1]) + 1),
+        lambda text: text + "A" * (5 - (len(text) - len("colcrypt:v1:")) % 4),
+    ],
+)
+def test_a_text_form_that_is_not_canonical_is_refused(
+    change: Callable[[str], str],
+) -> None:
+    value = VALUES[1]["text_form"]
+    assert decrypt(value, [KEY])
+    assert change(value) != value
+    with pytest.raises(Refused):
+        decrypt(change(value), [KEY])
+
+
+def test_the_page_prints_the_frozen_values() -> None:
+    on_page = re.findall(
+        r"^`([a-z0-9-]+)`:\n\n    (colcrypt:v1:[A-Za-z0-9_-]+)$", PAGE, re.MULTILINE
+    )
+    frozen = [
+        (value["suite"], value["text_form"])
+        for value in VALUES
+        if value["plaintext"] == "hello"
+    ]
+    assert [suite for suite, _ in frozen] == SUITES
+    assert on_page == frozen
+    assert "all with the plaintext `hello`" in PAGE
+    # No other value has slipped in, where nothing checks it.
+    assert len(re.findall(r"colcrypt:v1:[A-Za-z0-9_-]{8}", PAGE)) == len(frozen)
+
+
+def test_the_page_prints_the_derived_keys() -> None:
+    assert bytes.fromhex(printed("key")) == bytes(range(32)) == KEY
+    assert printed("in base64") == VECTORS["key"]
+    assert printed("key id") == VECTORS["key_id"] == decryptor.key_id(KEY).hex()
+    for suite in ("xaes-256-gcm", "aes-256-gcm", "envelope"):
+        assert printed(f"subkey {suite}") == decryptor.subkey(KEY, suite).hex()
+
+
+def test_the_page_takes_its_first_value_apart() -> None:
+    parts = [printed(name) for name in ("header", "nonce", "ciphertext", "tag")]
+    assert "".join(parts) == decryptor.stored_bytes(VALUES[1]["text_form"]).hex()
+    assert printed("AAD") == printed("header") + "01"
+    derived = decryptor.xaes_key(
+        decryptor.subkey(KEY, "xaes-256-gcm"), bytes.fromhex(printed("nonce"))[:12]
+    )
+    assert printed("Kx") == derived.hex()
+
+
+def test_the_page_prints_a_passphrases_key() -> None:
+    key = decryptor.passphrase_key(printed("passphrase"))
+    assert printed("its key") == key.hex()
+    assert printed("its key id") == decryptor.key_id(key).hex()
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: value["suite"])
+def test_the_page_states_the_lengths(value: dict[str, str]) -> None:
+    stored = decryptor.stored_bytes(value["text_form"])
+    plaintext = len(value["plaintext"].encode())
+    row = re.search(rf"^\| `0x{stored[0]:02x}` \| `(.+?)` \| (\d+)", PAGE, re.MULTILINE)
+    assert row.group(1) == value["suite"]
+    if value["suite"] == "fernet":
+        assert len(stored) == 62 + (plaintext // 16 + 1) * 16
+    else:
+        assert len(stored) - plaintext == int(row.group(2))
+
+
+def test_the_command_line_decrypts_lines_and_reports_failures() -> None:
+    values = [value["text_form"] for value in VALUES]
+    run = subprocess.run(
+        [sys.executable, decryptor.__file__, "--key", VECTORS["key"]],
+        input="\n".join([*values, "colcrypt:v1:AAAA"]),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={"PYTHONUTF8": "1"},
+    )
+    plaintexts = [json.loads(line) for line in run.stdout.splitlines()]
+    assert plaintexts == [value["plaintext"] for value in VALUES]
+    assert run.stderr == f"line {len(values) + 1}: not a value of a known format\n"
+    assert run.returncode == 1
+
+
+def test_the_command_line_does_not_show_a_key_that_it_refuses() -> None:
+    for key in ("hunter2hunter2", VECTORS["key"][:-4], "zz" * 32):
+        run = subprocess.run(
+            [sys.executable, decryptor.__file__, "--key", key],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 2
+        assert "a key is 32 bytes" in run.stderr
+        assert key not in run.stderr
