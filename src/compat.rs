@@ -8,6 +8,8 @@ mod raw {
     use pgrx::pg_sys;
 
     unsafe extern "C-unwind" {
+        // src/include/utils/palloc.h
+        pub(super) fn palloc_extended(size: usize, flags: i32) -> *mut core::ffi::c_void;
         // src/include/catalog/pg_inherits.h
         pub(super) fn find_all_inheritors(
             parent: pg_sys::Oid,
@@ -15,6 +17,30 @@ mod raw {
             numparents: *mut *mut pg_sys::List,
         ) -> *mut pg_sys::List;
     }
+}
+
+/// `MaxAllocSize` of src/include/utils/memutils.h: 1 GB less one byte.
+const MAX_ALLOC_SIZE: usize = 0x3fff_ffff;
+
+/// `size` zeroed bytes in the current memory context.
+///
+/// pgrx's `palloc0` saves the machine's registers on every call (sigsetjmp), in
+/// case the call raises an error. This asks for memory in a way that cannot
+/// raise one, and only after a refusal in the way that does.
+pub(crate) fn palloc0(size: usize) -> core::ptr::NonNull<core::ffi::c_void> {
+    let flags = (pg_sys::MCXT_ALLOC_NO_OOM | pg_sys::MCXT_ALLOC_ZERO) as i32;
+    // SAFETY: with MCXT_ALLOC_NO_OOM and a size below MaxAllocSize the call
+    // returns null instead of raising an error (mcxt.c), so nothing jumps over
+    // Rust frames.
+    let memory = if size <= MAX_ALLOC_SIZE {
+        unsafe { raw::palloc_extended(size, flags) }
+    } else {
+        core::ptr::null_mut()
+    };
+    core::ptr::NonNull::new(memory).unwrap_or_else(|| {
+        // SAFETY: gives memory or raises PostgreSQL's own error.
+        unsafe { core::ptr::NonNull::new_unchecked(pg_sys::palloc0(size)) }
+    })
 }
 
 /// OIDs of `parent` and all that inherits from it, locked in `lockmode`, in an

@@ -2,6 +2,7 @@
 //! so that ciphertext can move between databases. In a UTF-8 database, which
 //! is nearly every one, nothing is converted.
 
+use core::cell::Cell;
 use std::borrow::Cow;
 
 use pgrx::prelude::*;
@@ -10,9 +11,17 @@ use crate::error::Error;
 
 /// Whether text of this database is UTF-8 already.
 pub(crate) fn is_utf8() -> bool {
-    // SAFETY: reads a variable that is set when the backend connects.
-    let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
-    encoding == pg_sys::pg_enc::PG_UTF8 as i32
+    thread_local! {
+        /// A backend never changes its database.
+        static IS_UTF8: Cell<Option<bool>> = const { Cell::new(None) };
+    }
+    IS_UTF8.get().unwrap_or_else(|| {
+        // SAFETY: reads a variable that is set when the backend connects.
+        let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
+        let is_utf8 = encoding == pg_sys::pg_enc::PG_UTF8 as i32;
+        IS_UTF8.set(Some(is_utf8));
+        is_utf8
+    })
 }
 
 /// Text of the database as UTF-8.

@@ -133,13 +133,25 @@ struct State {
 
 thread_local! {
     static STATE: RefCell<State> = RefCell::default();
-    static ACTIVE: RefCell<Option<Rc<ActiveRing>>> = const { RefCell::new(None) };
-    /// `PgReloadTime` when `ACTIVE` was made.
-    static SEEN_RELOAD: Cell<i64> = const { Cell::new(0) };
-    /// When `ACTIVE` holds no ring: the statement that found none. The next one
-    /// looks again.
-    static FAILED_STATEMENT: Cell<Option<i64>> = const { Cell::new(None) };
+    /// One variable for all that the hot path looks at: each costs a call.
+    static ACTIVE: Active = const {
+        Active {
+            ring: RefCell::new(None),
+            seen_reload: Cell::new(0),
+            failed_statement: Cell::new(None),
+        }
+    };
     static SHARED_PRELOAD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The ring in force and until when it is.
+struct Active {
+    ring: RefCell<Option<Rc<ActiveRing>>>,
+    /// `PgReloadTime` when the ring was made.
+    seen_reload: Cell<i64>,
+    /// If there are no keys: the statement that found none. The next one looks
+    /// again.
+    failed_statement: Cell<Option<i64>>,
 }
 
 /// Rings that are kept parsed: the server's, the session's, and two that `SET
@@ -157,24 +169,26 @@ pub(crate) fn note_preload() {
 pub(crate) fn current() -> Rc<ActiveRing> {
     // SAFETY: reads a variable that only this backend writes.
     let reload = unsafe { pg_sys::PgReloadTime };
-    let cached = ACTIVE.with_borrow(Clone::clone);
-    match cached {
-        Some(active) if SEEN_RELOAD.get() == reload && !failed_earlier() => active,
-        _ => refresh(reload),
-    }
+    let cached = ACTIVE.with(|active| {
+        let valid = active.seen_reload.get() == reload && !active.failed_earlier();
+        if valid { active.ring.borrow().clone() } else { None }
+    });
+    cached.unwrap_or_else(|| refresh(reload))
 }
 
-/// Whether the last attempt to find a ring failed in an earlier statement.
-fn failed_earlier() -> bool {
-    FAILED_STATEMENT.get().is_some_and(|statement| {
-        // SAFETY: reads a variable of this backend.
-        statement != unsafe { pg_sys::GetCurrentStatementStartTimestamp() }
-    })
+impl Active {
+    /// Whether the last attempt to find a ring failed in an earlier statement.
+    fn failed_earlier(&self) -> bool {
+        self.failed_statement.get().is_some_and(|statement| {
+            // SAFETY: reads a variable of this backend.
+            statement != unsafe { pg_sys::GetCurrentStatementStartTimestamp() }
+        })
+    }
 }
 
 /// Reads the sources again.
 fn refresh(reload: i64) -> Rc<ActiveRing> {
-    let reloaded = SEEN_RELOAD.replace(reload) != reload;
+    let reloaded = ACTIVE.with(|active| active.seen_reload.replace(reload)) != reload;
     let sources = Sources::from_settings();
     let (active, failure) = STATE.with_borrow_mut(|state| state.refresh(&sources, reloaded));
     let active = Rc::new(active);
@@ -182,11 +196,14 @@ fn refresh(reload: i64) -> Rc<ActiveRing> {
         pgrx::log!("colcrypt: key ring not reloaded, the old one stays in force: {reason}");
     }
     // SAFETY: as in `failed_earlier`.
-    FAILED_STATEMENT.set(match active.primary() {
+    let failed_statement = match active.primary() {
         Ok(_) => None,
         Err(_) => Some(unsafe { pg_sys::GetCurrentStatementStartTimestamp() }),
+    };
+    let before = ACTIVE.with(|cache| {
+        cache.failed_statement.set(failed_statement);
+        cache.ring.replace(Some(Rc::clone(&active)))
     });
-    let before = ACTIVE.replace(Some(Rc::clone(&active)));
     if before.is_some_and(|before| primary_id(&before) != primary_id(&active)) {
         forget_plans();
     }
@@ -485,14 +502,14 @@ pub(crate) fn assign_setting(text: Option<&CStr>, origin: Origin) {
                 || server.as_ref().is_some_and(|server| Rc::ptr_eq(server, ring))
         });
     });
-    ACTIVE.set(None);
+    ACTIVE.with(|active| active.ring.replace(None));
     forget_plans();
 }
 
 /// A setting that names a source was assigned.
 pub(crate) fn sources_changed() {
     STATE.with_borrow_mut(|state| state.server_stale = true);
-    ACTIVE.set(None);
+    ACTIVE.with(|active| active.ring.replace(None));
     forget_plans();
 }
 

@@ -14,6 +14,8 @@ use pgrx::pgrx_sql_entity_graph::metadata::{
 use pgrx::prelude::*;
 use pgrx::varlena;
 
+use crate::compat;
+
 /// An SQL type whose values are variable-length bytes.
 pub(crate) trait SqlType {
     /// The type's name in SQL.
@@ -116,13 +118,10 @@ pub(crate) unsafe fn first_bytes<const N: usize>(datum: pg_sys::Datum) -> Option
 impl<T> Output for VarlenaBuf<T> {
     fn zeroed(len: usize) -> Self {
         let size = len + pg_sys::VARHDRSZ;
-        // SAFETY: palloc0 gives `size` zeroed bytes or raises an error, which it
-        // does above 1 GB, so the length fits the length word.
-        let value = unsafe {
-            let value: *mut pg_sys::varlena = pg_sys::palloc0(size).cast();
-            varlena::set_varsize_4b(value, size as i32);
-            NonNull::new_unchecked(value)
-        };
+        let value = compat::palloc0(size).cast();
+        // SAFETY: `size` bytes are there; palloc0 raises an error from 1 GB on, so
+        // the length fits the length word.
+        unsafe { varlena::set_varsize_4b(value.as_ptr(), size as i32) };
         Self { value, len, sql_type: PhantomData }
     }
 
@@ -172,10 +171,8 @@ impl<T> VarlenaBuf<T> {
 
 impl Output for CStringBuf {
     fn zeroed(len: usize) -> Self {
-        // SAFETY: palloc0 gives zeroed bytes, the last of which ends the string,
-        // or raises an error.
-        let value = unsafe { NonNull::new_unchecked(pg_sys::palloc0(len + 1).cast()) };
-        Self { value, len }
+        // The last byte ends the string.
+        Self { value: compat::palloc0(len + 1).cast(), len }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {

@@ -33,7 +33,16 @@ mod tests {
         let modifier = modifier_from_name("pii");
         assert_eq!(show_modifier(modifier), MODIFIER_OF_PII);
         assert_eq!(parse_modifier(MODIFIER_OF_PII), Some(modifier));
-        for bad in ["", "#", "#1", "#+1234567", "#ffffffff", "#0000000g", "#000000001", "00000001"] {
+        for bad in [
+            "",
+            "#",
+            "#1",
+            "#+1234567",
+            "#ffffffff",
+            "#0000000g",
+            "#000000001",
+            "00000001",
+        ] {
             assert_eq!(parse_modifier(bad), None, "{bad}");
         }
     }

@@ -88,12 +88,12 @@ impl Nonces<'_> {
     pub(crate) fn xaes(&mut self) -> Result<[u8; 24], RandomError> {
         if self.0.epoch.as_ref().is_none_or(|epoch| epoch.left == 0) {
             // Straight from the system's generator, once in 2^20 values.
-            let mut random = [0; 24];
-            getrandom::fill(&mut random).map_err(|_| RandomError)?;
-            let (prefix, counter) = random.split_at(12);
+            let mut random = [[0; 12]; 2];
+            getrandom::fill(random.as_flattened_mut()).map_err(|_| RandomError)?;
+            let [prefix, counter] = random;
             self.0.epoch = Some(Epoch {
-                prefix: prefix.try_into().expect("24 is 12 and 12"),
-                counter: counter.try_into().expect("24 is 12 and 12"),
+                prefix,
+                counter,
                 left: EPOCH_VALUES,
             });
         }

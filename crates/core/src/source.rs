@@ -102,6 +102,7 @@ fn read_text(file: File) -> Result<SecretText, SourceError> {
 mod tests {
     use std::fs::{self, Permissions};
     use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -118,11 +119,15 @@ mod tests {
         }
 
         fn read(&self, content: &[u8], mode: u32, user: u32) -> Result<SecretText, SourceError> {
+            read_key_file(&self.write(content, mode), user)
+        }
+
+        fn write(&self, content: &[u8], mode: u32) -> PathBuf {
             let path = self.folder.path().join("ring");
             let _ = fs::remove_file(&path);
             fs::write(&path, content).expect("written");
             fs::set_permissions(&path, Permissions::from_mode(mode)).expect("mode set");
-            read_key_file(&path, user)
+            path
         }
     }
 

@@ -53,7 +53,10 @@ fn every_suite_has_an_empty_a_short_and_a_non_ascii_value() {
         .collect();
     for suite in Suite::ALL {
         for plaintext in ["", "hello", "Grüße, 世界 🔑"] {
-            assert!(seen.contains(&(suite.name(), plaintext)), "{suite:?} {plaintext}");
+            assert!(
+                seen.contains(&(suite.name(), plaintext)),
+                "{suite:?} {plaintext}"
+            );
         }
     }
 }

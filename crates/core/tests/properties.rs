@@ -185,6 +185,23 @@ fn a_value_cut_off_or_extended_is_refused() {
     }
 }
 
+/// What is not a value is known as such without a key, so that it is never stored.
+#[test]
+fn only_lengths_that_a_suite_can_have_parse() {
+    for suite in Suite::ALL {
+        let longest = suite.sealed_len(100);
+        let value = [&[suite as u8, 0, 0, 0, 0, 0x80][..], &vec![0; longest]].concat();
+        let sealed_lens: HashSet<_> = (0..=100).map(|len| suite.sealed_len(len)).collect();
+        for len in 0..=longest {
+            assert_eq!(
+                Stored::parse(&value[..len]).is_ok(),
+                sealed_lens.contains(&len),
+                "{suite:?} {len}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_value_does_not_pass_as_another_suites() {
     let ring = ring();
