@@ -28,9 +28,14 @@ fn colcrypt_inspect(
         i32::from(FORMAT_VERSION).into_datum(),
         stored.suite().name().into_datum(),
         stored.key_id().to_string().into_datum(),
-        stored.plaintext_len().and_then(|len| (len as i32).into_datum()),
+        stored
+            .plaintext_len()
+            .and_then(|len| (len as i32).into_datum()),
         (value.len() as i32).into_datum(),
-        stored.sealed_at().and_then(timestamp).and_then(IntoDatum::into_datum),
+        stored
+            .sealed_at()
+            .and_then(timestamp)
+            .and_then(IntoDatum::into_datum),
     ];
     // SAFETY: the SQL function returns a record of these types, in this order.
     Ok(unsafe { Record::new(call, columns) })
@@ -40,6 +45,8 @@ fn colcrypt_inspect(
 fn timestamp(unix_seconds: u64) -> Option<TimestampWithTimeZone> {
     // PostgreSQL counts microseconds from 2000-01-01.
     const POSTGRES_EPOCH: i64 = 946_684_800;
-    let seconds = i64::try_from(unix_seconds).ok()?.checked_sub(POSTGRES_EPOCH)?;
+    let seconds = i64::try_from(unix_seconds)
+        .ok()?
+        .checked_sub(POSTGRES_EPOCH)?;
     TimestampWithTimeZone::try_from(seconds.checked_mul(1_000_000)?).ok()
 }

@@ -18,14 +18,23 @@ mod required {
         pub(super) amd: CpuidResult,
     }
 
-    const ABSENT: CpuidResult = CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
+    const ABSENT: CpuidResult = CpuidResult {
+        eax: 0,
+        ebx: 0,
+        ecx: 0,
+        edx: 0,
+    };
 
     impl Cpuid {
         pub(super) fn read() -> Self {
             let amd_leaf = 0x8000_0001;
             Self {
                 basic: __cpuid(1),
-                extended: if __get_cpuid_max(0).0 >= 7 { __cpuid_count(7, 0) } else { ABSENT },
+                extended: if __get_cpuid_max(0).0 >= 7 {
+                    __cpuid_count(7, 0)
+                } else {
+                    ABSENT
+                },
                 amd: if __get_cpuid_max(0x8000_0000).0 >= amd_leaf {
                     __cpuid(amd_leaf)
                 } else {
@@ -56,7 +65,11 @@ mod required {
                 ("lzcnt", self.amd.ecx, 5),
             ];
             let is_missing = |&&(_, register, bit): &&(_, u32, u32)| register >> bit & 1 == 0;
-            features.iter().filter(is_missing).map(|feature| feature.0).collect()
+            features
+                .iter()
+                .filter(is_missing)
+                .map(|feature| feature.0)
+                .collect()
         }
     }
 }
@@ -68,7 +81,10 @@ pub(crate) fn check() {
     {
         let missing = required::Cpuid::read().missing();
         if !missing.is_empty() {
-            Error::Cpu { missing: missing.join(", ") }.raise();
+            Error::Cpu {
+                missing: missing.join(", "),
+            }
+            .raise();
         }
     }
 }

@@ -7,21 +7,26 @@ use std::borrow::Cow;
 
 use pgrx::prelude::*;
 
+use crate::backend_local::BackendLocal;
 use crate::error::Error;
 
 /// Whether text of this database is UTF-8 already.
+#[inline]
 pub(crate) fn is_utf8() -> bool {
-    thread_local! {
-        /// A backend never changes its database.
-        static IS_UTF8: Cell<Option<bool>> = const { Cell::new(None) };
-    }
-    IS_UTF8.get().unwrap_or_else(|| {
+    /// A backend never changes its database.
+    static IS_UTF8: BackendLocal<Cell<Option<bool>>> = BackendLocal::new(Cell::new(None));
+    #[cold]
+    fn ask() -> bool {
         // SAFETY: reads a variable that is set when the backend connects.
         let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
         let is_utf8 = encoding == pg_sys::pg_enc::PG_UTF8 as i32;
         IS_UTF8.set(Some(is_utf8));
         is_utf8
-    })
+    }
+    match IS_UTF8.get() {
+        Some(is_utf8) => is_utf8,
+        None => ask(),
+    }
 }
 
 /// Text of the database as UTF-8.
@@ -35,11 +40,8 @@ pub(crate) fn to_utf8(text: &[u8]) -> Cow<'_, [u8]> {
     // SAFETY: the pointer is valid for `length` bytes; what comes back is that
     // pointer or a palloc'd, NUL-terminated string.
     unsafe {
-        let converted = pg_sys::pg_server_to_any(
-            text.as_ptr().cast(),
-            length,
-            pg_sys::pg_enc::PG_UTF8 as i32,
-        );
+        let converted =
+            pg_sys::pg_server_to_any(text.as_ptr().cast(), length, pg_sys::pg_enc::PG_UTF8 as i32);
         if converted.cast_const() == text.as_ptr().cast() {
             Cow::Borrowed(text)
         } else {
@@ -58,11 +60,8 @@ pub(crate) fn from_utf8(text: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
     let converted = PgTryBuilder::new(move || {
         // SAFETY: as in `to_utf8`.
         unsafe {
-            let converted = pg_sys::pg_any_to_server(
-                start.cast(),
-                length,
-                pg_sys::pg_enc::PG_UTF8 as i32,
-            );
+            let converted =
+                pg_sys::pg_any_to_server(start.cast(), length, pg_sys::pg_enc::PG_UTF8 as i32);
             if converted.cast_const() == start.cast() {
                 None
             } else {
@@ -70,7 +69,9 @@ pub(crate) fn from_utf8(text: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
             }
         }
     })
-    .catch_when(PgSqlErrorCode::ERRCODE_UNTRANSLATABLE_CHARACTER, |_| Some(Vec::new()))
+    .catch_when(PgSqlErrorCode::ERRCODE_UNTRANSLATABLE_CHARACTER, |_| {
+        Some(Vec::new())
+    })
     .execute();
     match converted {
         None => Ok(Cow::Borrowed(text.0)),

@@ -4,8 +4,8 @@
 
 use colcrypt_core::{KeyId, Malformed, OpenError, RandomError, SealError, TextFormError};
 use pgrx::PgSqlErrorCode;
-use pgrx::prelude::*;
 use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
 
 /// Where a malformed or reserved text came in: the SQLSTATEs differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,17 +48,31 @@ pub(crate) enum Error {
     #[error("colcrypt was built for a newer CPU: this one lacks {missing}")]
     Cpu { missing: String },
     #[error("{what} must be {bound}")]
-    Parameter { what: &'static str, bound: &'static str },
+    Parameter {
+        what: &'static str,
+        bound: &'static str,
+    },
     #[error("relation with OID {0} does not exist")]
     NoRelation(u32),
     #[error("\"{relation}\" is a {kind}, not a table")]
-    NotTable { relation: String, kind: &'static str, hint: &'static str },
+    NotTable {
+        relation: String,
+        kind: &'static str,
+        hint: &'static str,
+    },
     #[error("cannot access temporary tables of other sessions")]
     OtherTemp,
     #[error("column \"{column}\" of relation \"{relation}\" does not exist")]
     NoColumn { relation: String, column: String },
-    #[error("column \"{column}\" of relation \"{relation}\" is of type {actual}, not encrypted_text")]
-    WrongType { relation: String, column: String, actual: String, hint: &'static str },
+    #[error(
+        "column \"{column}\" of relation \"{relation}\" is of type {actual}, not encrypted_text"
+    )]
+    WrongType {
+        relation: String,
+        column: String,
+        actual: String,
+        hint: &'static str,
+    },
     #[error("must be owner of relation {relation}")]
     NotOwner { relation: String },
     #[error("could not serialize access due to concurrent update")]
@@ -93,9 +107,19 @@ impl Error {
     }
 
     /// Raises the error in PostgreSQL.
+    #[cold]
     pub(crate) fn raise(self) -> ! {
         ErrorReport::from(self).report(PgLogLevel::ERROR);
         unreachable!("an ERROR does not return");
+    }
+
+    /// The value, or the error raised. For the hot path: an `ErrorReport` in a
+    /// function's result is several hundred bytes to move for every value.
+    pub(crate) fn unwrap_or_raise<T>(result: Result<T, Self>) -> T {
+        match result {
+            Ok(value) => value,
+            Err(error) => error.raise(),
+        }
     }
 
     fn code(&self) -> PgSqlErrorCode {
@@ -110,11 +134,14 @@ impl Error {
             | Self::ForeignFernetToken => Code::ERRCODE_DATA_CORRUPTED,
             Self::Unrepresentable => Code::ERRCODE_UNTRANSLATABLE_CHARACTER,
             Self::ReservedPrefix(Wire::Text)
-            | Self::BadTextForm { wire: Wire::Text, .. }
-            | Self::BadFernetToken { .. } => Code::ERRCODE_INVALID_TEXT_REPRESENTATION,
-            Self::ReservedPrefix(Wire::Binary) | Self::BadTextForm { wire: Wire::Binary, .. } => {
-                Code::ERRCODE_INVALID_BINARY_REPRESENTATION
+            | Self::BadTextForm {
+                wire: Wire::Text, ..
             }
+            | Self::BadFernetToken { .. } => Code::ERRCODE_INVALID_TEXT_REPRESENTATION,
+            Self::ReservedPrefix(Wire::Binary)
+            | Self::BadTextForm {
+                wire: Wire::Binary, ..
+            } => Code::ERRCODE_INVALID_BINARY_REPRESENTATION,
             Self::NotFernet | Self::BadTypmod | Self::Parameter { .. } => {
                 Code::ERRCODE_INVALID_PARAMETER_VALUE
             }

@@ -5,7 +5,7 @@ use core::ffi::{CStr, c_char, c_void};
 use std::ffi::CString;
 
 use colcrypt_core::Suite;
-use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
+use pgrx::guc::{GucContext, GucEnum, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use pgrx::prelude::*;
 
 use crate::compat;
@@ -42,7 +42,9 @@ static INPUT: GucSetting<Input> = GucSetting::<Input>::new(Input::Plaintext);
 
 /// The suite that new values are sealed with.
 pub(crate) fn suite() -> Suite {
-    match ALGORITHM.get() {
+    // SAFETY: reads this backend's own setting, without the check for the right
+    // thread that `get` makes.
+    match Algorithm::from_ordinal(unsafe { *ALGORITHM.as_ptr() }) {
         Algorithm::Xaes256Gcm => Suite::Xaes256Gcm,
         Algorithm::Aes256Gcm => Suite::Aes256Gcm,
         Algorithm::Fernet => Suite::Fernet,
@@ -52,7 +54,8 @@ pub(crate) fn suite() -> Suite {
 
 /// What incoming text is taken for.
 pub(crate) fn input() -> Input {
-    INPUT.get()
+    // SAFETY: as in `suite`.
+    Input::from_ordinal(unsafe { *INPUT.as_ptr() })
 }
 
 /// `colcrypt.key_file`, if set.

@@ -16,6 +16,7 @@ use colcrypt_core::{
 };
 use pgrx::prelude::*;
 
+use crate::backend_local::BackendLocal;
 use crate::error::Error;
 use crate::gucs;
 
@@ -68,7 +69,9 @@ impl ActiveRing {
     pub(crate) fn primary(&self) -> Result<&Key, Error> {
         let ring = self.session.as_ref().or(self.server.as_ref());
         ring.map(|ring| ring.primary())
-            .ok_or_else(|| Error::NoKeyRing { reason: self.reason.clone() })
+            .ok_or_else(|| Error::NoKeyRing {
+                reason: self.reason.clone(),
+            })
     }
 
     /// The key with this id.
@@ -76,12 +79,22 @@ impl ActiveRing {
     /// # Errors
     /// [`Error::UnknownKey`], or [`Error::NoKeyRing`] if there is none at all.
     pub(crate) fn find(&self, id: KeyId) -> Result<&Key, Error> {
-        self.keys().find(|key| key.id() == id).ok_or_else(|| {
-            match self.primary() {
-                Ok(_) => Error::UnknownKey { needed: id, loaded: self.ids() },
-                Err(no_ring) => no_ring,
-            }
-        })
+        let session = self.session.as_ref().and_then(|ring| ring.find(id));
+        match session.or_else(|| self.server.as_ref()?.find(id)) {
+            Some(key) => Ok(key),
+            None => Err(self.missing(id)),
+        }
+    }
+
+    #[cold]
+    fn missing(&self, id: KeyId) -> Error {
+        match self.primary() {
+            Ok(_) => Error::UnknownKey {
+                needed: id,
+                loaded: self.ids(),
+            },
+            Err(no_ring) => no_ring,
+        }
     }
 
     /// Every key, the primary first.
@@ -133,16 +146,14 @@ struct State {
 
 thread_local! {
     static STATE: RefCell<State> = RefCell::default();
-    /// One variable for all that the hot path looks at: each costs a call.
-    static ACTIVE: Active = const {
-        Active {
-            ring: RefCell::new(None),
-            seen_reload: Cell::new(0),
-            failed_statement: Cell::new(None),
-        }
-    };
     static SHARED_PRELOAD: Cell<bool> = const { Cell::new(false) };
 }
+
+static ACTIVE: BackendLocal<Active> = BackendLocal::new(Active {
+    ring: RefCell::new(None),
+    seen_reload: Cell::new(0),
+    failed_statement: Cell::new(None),
+});
 
 /// The ring in force and until when it is.
 struct Active {
@@ -166,14 +177,16 @@ pub(crate) fn note_preload() {
 }
 
 /// The keys in force. Cheap unless something changed.
+#[inline]
 pub(crate) fn current() -> Rc<ActiveRing> {
     // SAFETY: reads a variable that only this backend writes.
     let reload = unsafe { pg_sys::PgReloadTime };
-    let cached = ACTIVE.with(|active| {
-        let valid = active.seen_reload.get() == reload && !active.failed_earlier();
-        if valid { active.ring.borrow().clone() } else { None }
-    });
-    cached.unwrap_or_else(|| refresh(reload))
+    if ACTIVE.seen_reload.get() == reload && !ACTIVE.failed_earlier() {
+        if let Some(ring) = ACTIVE.ring.borrow().as_ref() {
+            return Rc::clone(ring);
+        }
+    }
+    refresh(reload)
 }
 
 impl Active {
@@ -187,8 +200,9 @@ impl Active {
 }
 
 /// Reads the sources again.
+#[cold]
 fn refresh(reload: i64) -> Rc<ActiveRing> {
-    let reloaded = ACTIVE.with(|active| active.seen_reload.replace(reload)) != reload;
+    let reloaded = ACTIVE.seen_reload.replace(reload) != reload;
     let sources = Sources::from_settings();
     let (active, failure) = STATE.with_borrow_mut(|state| state.refresh(&sources, reloaded));
     let active = Rc::new(active);
@@ -200,10 +214,8 @@ fn refresh(reload: i64) -> Rc<ActiveRing> {
         Ok(_) => None,
         Err(_) => Some(unsafe { pg_sys::GetCurrentStatementStartTimestamp() }),
     };
-    let before = ACTIVE.with(|cache| {
-        cache.failed_statement.set(failed_statement);
-        cache.ring.replace(Some(Rc::clone(&active)))
-    });
+    ACTIVE.failed_statement.set(failed_statement);
+    let before = ACTIVE.ring.replace(Some(Rc::clone(&active)));
     if before.is_some_and(|before| primary_id(&before) != primary_id(&active)) {
         forget_plans();
     }
@@ -275,7 +287,11 @@ impl State {
             }
         };
         let active = match session {
-            Ok(session) => ActiveRing { session, server: self.server.clone(), reason },
+            Ok(session) => ActiveRing {
+                session,
+                server: self.server.clone(),
+                reason,
+            },
             // The check hook took this text, so it parses. If not, the server's
             // keys must not stand in for the session's.
             Err(error) => ActiveRing {
@@ -496,20 +512,27 @@ pub(crate) fn assign_setting(text: Option<&CStr>, origin: Origin) {
             }
         }
         // What the session no longer holds is dropped, and so wiped.
-        let State { session, server, parsed, .. } = state;
+        let State {
+            session,
+            server,
+            parsed,
+            ..
+        } = state;
         parsed.retain(|(text, ring)| {
             session.as_ref() == Some(text)
-                || server.as_ref().is_some_and(|server| Rc::ptr_eq(server, ring))
+                || server
+                    .as_ref()
+                    .is_some_and(|server| Rc::ptr_eq(server, ring))
         });
     });
-    ACTIVE.with(|active| active.ring.replace(None));
+    ACTIVE.ring.replace(None);
     forget_plans();
 }
 
 /// A setting that names a source was assigned.
 pub(crate) fn sources_changed() {
     STATE.with_borrow_mut(|state| state.server_stale = true);
-    ACTIVE.with(|active| active.ring.replace(None));
+    ACTIVE.ring.replace(None);
     forget_plans();
 }
 
@@ -533,5 +556,8 @@ pub(crate) fn setting_ids() -> String {
         let ring = state.parse(&text);
         ring.map_or_else(|_| Vec::new(), |ring| ring.keys().map(Key::id).collect())
     });
-    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    ids.iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }

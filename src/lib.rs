@@ -8,6 +8,7 @@
 use pgrx::prelude::*;
 
 mod admin;
+mod backend_local;
 mod compat;
 mod cpu;
 mod encoding;
@@ -23,10 +24,22 @@ mod in_server_tests;
 
 ::pgrx::pg_module_magic!(name, version);
 
-extension_sql_file!("../sql/encrypted_text.sql", name = "encrypted_text", bootstrap);
-extension_sql_file!("../sql/functions.sql", name = "functions", requires = ["encrypted_text"]);
+extension_sql_file!(
+    "../sql/encrypted_text.sql",
+    name = "encrypted_text",
+    bootstrap
+);
+extension_sql_file!(
+    "../sql/functions.sql",
+    name = "functions",
+    requires = ["encrypted_text"]
+);
 extension_sql_file!("../sql/admin.sql", name = "admin", requires = ["functions"]);
-extension_sql_file!("../sql/rotation.sql", name = "rotation", requires = ["admin"]);
+extension_sql_file!(
+    "../sql/rotation.sql",
+    name = "rotation",
+    requires = ["admin"]
+);
 
 #[allow(non_snake_case)]
 #[pg_guard]

@@ -17,9 +17,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import decryptor
 import psycopg
 
 Setting = str | int | float | bool | None
@@ -34,6 +36,8 @@ PORT = 5432
 SOCKET_LOCK = f".s.PGSQL.{PORT}.lock"
 # What Cluster.conf() writes; postgresql.conf includes it at its end.
 TEST_CONF = "test.conf"
+
+RELOADED_AT = "SELECT pg_conf_load_time()"
 
 # Nothing of the caller's may reach a server or lead a client elsewhere. Messages are
 # in English.
@@ -57,6 +61,18 @@ class PsqlError(Exception):
 def new_key() -> str:
     """A random key in the form that `openssl rand -base64 32` prints."""
     return base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def key_id(key: str) -> str:
+    """The id under which colcrypt shows a key: by the independent formula."""
+    return decryptor.key_id(decryptor.ring_key(key)).hex()
+
+
+def fetch(session: psycopg.Connection, sql: str, *parameters: object) -> Any:
+    """The one value that a query gives."""
+    row = session.execute(sql, parameters or None).fetchone()
+    assert row is not None and len(row) == 1
+    return row[0]
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
@@ -90,9 +106,11 @@ class Cluster:
 
     # Starting and stopping
 
-    def start(self) -> None:
+    def start(self, command_line: str | None = None) -> None:
+        """Starts the server, with options on its command line if there are any."""
+        options = [] if command_line is None else ["-o", command_line]
         try:
-            self._pg_ctl("start", "-l", str(self.logfile))
+            self._pg_ctl("start", "-l", str(self.logfile), *options)
         except PsqlError as error:
             raise PsqlError(f"{error}\n{self.log()}") from None
 
@@ -103,13 +121,15 @@ class Cluster:
         self.stop()
         self.start()
 
-    def reload(self) -> None:
-        """Has the configuration read again, and waits until new sessions see it."""
-        before = self.psql("SELECT pg_conf_load_time()")
+    def reload(self, *sessions: psycopg.Connection) -> None:
+        """Has the configuration read again, and waits until new sessions see it, and
+        the given ones."""
+        seen_by: list[Callable[[], object]] = [partial(self.psql, RELOADED_AT)]
+        seen_by += [partial(fetch, session, RELOADED_AT) for session in sessions]
+        before = [(seen, seen()) for seen in seen_by]
         self.psql("SELECT pg_reload_conf()")
-        wait_until(
-            lambda: self.psql("SELECT pg_conf_load_time()") != before, "the reload"
-        )
+        for seen, time in before:
+            wait_until(lambda: seen() != time, "the reload")
 
     def kill(self) -> None:
         """Crashes the server: all its processes die at once, by SIGKILL."""

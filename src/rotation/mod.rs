@@ -24,15 +24,30 @@ fn rotate_column(
     max_rows: Option<i64>,
     call: pg_sys::FunctionCallInfo,
 ) -> Result<i64, ErrorReport> {
-    let not_null = |what| move || Error::Parameter { what, bound: "given" };
+    let not_null = |what| {
+        move || Error::Parameter {
+            what,
+            bound: "given",
+        }
+    };
     let relation = relation.ok_or_else(not_null("relation"))?;
     let column = column_name.ok_or_else(not_null("column_name"))?;
     let batch_size = match batch_size {
         Some(size @ 1..) => i64::from(size),
-        _ => return Err(Error::Parameter { what: "batch_size", bound: "1 or more" }.into()),
+        _ => {
+            return Err(Error::Parameter {
+                what: "batch_size",
+                bound: "1 or more",
+            }
+            .into());
+        }
     };
     if max_rows.is_some_and(|rows| rows < 0) {
-        return Err(Error::Parameter { what: "max_rows", bound: "0 or more" }.into());
+        return Err(Error::Parameter {
+            what: "max_rows",
+            bound: "0 or more",
+        }
+        .into());
     }
     // SAFETY: raises an error in a read-only transaction and on a standby.
     unsafe { pg_sys::PreventCommandIfReadOnly(c"rotate_column()".as_ptr()) };

@@ -199,9 +199,15 @@ impl Walk {
         pgrx::check_for_interrupts!();
         // SAFETY: the scan is open, and `old` is a slot for the table's rows.
         unsafe {
-            let next = (*self.methods).scan_getnextslot.expect("every table method scans");
+            let next = (*self.methods)
+                .scan_getnextslot
+                .expect("every table method scans");
             pg_guard_ffi_boundary(|| {
-                next(self.scan, pg_sys::ScanDirection::ForwardScanDirection, self.old)
+                next(
+                    self.scan,
+                    pg_sys::ScanDirection::ForwardScanDirection,
+                    self.old,
+                )
             })
         }
     }
@@ -240,8 +246,12 @@ impl Walk {
         // SAFETY: relation, slots and snapshot are live; the arguments are those
         // that table_tuple_update() and table_tuple_lock() document.
         unsafe {
-            let update = (*self.methods).tuple_update.expect("every table method updates");
-            let lock = (*self.methods).tuple_lock.expect("every table method locks");
+            let update = (*self.methods)
+                .tuple_update
+                .expect("every table method updates");
+            let lock = (*self.methods)
+                .tuple_lock
+                .expect("every table method locks");
             loop {
                 let Some(value) = self.stale_value(fresh)? else {
                     return Ok(Outcome::Skipped);
@@ -309,10 +319,7 @@ impl Walk {
 
     /// The row's value, if it is not what a new value would be; judged by its
     /// header alone.
-    unsafe fn stale_value(
-        &self,
-        fresh: (Suite, KeyId),
-    ) -> Result<Option<Varlena<'_, ()>>, Error> {
+    unsafe fn stale_value(&self, fresh: (Suite, KeyId)) -> Result<Option<Varlena<'_, ()>>, Error> {
         // SAFETY: `old` holds a row; the attribute is of type encrypted_text.
         unsafe {
             let mut is_null = false;
@@ -423,7 +430,9 @@ fn sees_one_snapshot() -> bool {
 unsafe fn keep_only_recheck_triggers(triggers: *mut pg_sys::TriggerDesc) {
     // SAFETY: `numtriggers` members are there; the order is kept.
     unsafe {
-        let Some(triggers) = triggers.as_mut() else { return };
+        let Some(triggers) = triggers.as_mut() else {
+            return;
+        };
         let all = core::slice::from_raw_parts_mut(
             triggers.triggers,
             usize::try_from(triggers.numtriggers).unwrap_or(0),

@@ -73,7 +73,8 @@ pub(super) fn relation_name(oid: pg_sys::Oid) -> Option<String> {
     // SAFETY: gives a palloc'd string or null.
     unsafe {
         let name = pg_sys::get_rel_name(oid);
-        name.as_ref().map(|name| CStr::from_ptr(name).to_string_lossy().into_owned())
+        name.as_ref()
+            .map(|name| CStr::from_ptr(name).to_string_lossy().into_owned())
     }
 }
 
@@ -89,28 +90,36 @@ fn check_kind(oid: pg_sys::Oid, name: &str) -> Result<(), Error> {
             let other_temp = unsafe {
                 let relation = pg_sys::RelationIdGetRelation(oid);
                 let class = (*relation).rd_rel;
-                let other_temp = (*class).relpersistence
-                    == pg_sys::RELPERSISTENCE_TEMP as c_char
+                let other_temp = (*class).relpersistence == pg_sys::RELPERSISTENCE_TEMP as c_char
                     && !(*relation).rd_islocaltemp;
                 pg_sys::RelationClose(relation);
                 other_temp
             };
-            return if other_temp { Err(Error::OtherTemp) } else { Ok(()) };
+            return if other_temp {
+                Err(Error::OtherTemp)
+            } else {
+                Ok(())
+            };
         }
         pg_sys::RELKIND_VIEW => ("view", "Rotate the table that the view reads."),
         pg_sys::RELKIND_MATVIEW => (
             "materialized view",
             "Rotate the table that it reads, then REFRESH MATERIALIZED VIEW.",
         ),
-        pg_sys::RELKIND_FOREIGN_TABLE => {
-            ("foreign table", "Rotate the column on the server that stores the table.")
-        }
+        pg_sys::RELKIND_FOREIGN_TABLE => (
+            "foreign table",
+            "Rotate the column on the server that stores the table.",
+        ),
         pg_sys::RELKIND_INDEX | pg_sys::RELKIND_PARTITIONED_INDEX => ("index", ""),
         pg_sys::RELKIND_SEQUENCE => ("sequence", ""),
         pg_sys::RELKIND_COMPOSITE_TYPE => ("composite type", ""),
         _ => ("relation of another kind", ""),
     };
-    Err(Error::NotTable { relation: name.to_owned(), kind, hint })
+    Err(Error::NotTable {
+        relation: name.to_owned(),
+        kind,
+        hint,
+    })
 }
 
 fn find_column(oid: pg_sys::Oid, column: &CStr, relation: &str) -> Result<i16, Error> {
@@ -137,7 +146,11 @@ fn check_type(
         let declared = pg_sys::get_atttype(oid, attribute);
         let actual = CStr::from_ptr(pg_sys::format_type_be(declared));
         let base = pg_sys::getBaseType(declared);
-        (base, pg_sys::get_element_type(base), actual.to_string_lossy().into_owned())
+        (
+            base,
+            pg_sys::get_element_type(base),
+            actual.to_string_lossy().into_owned(),
+        )
     };
     if base == encrypted_text {
         return Ok(());

@@ -81,7 +81,10 @@ impl<T> Varlena<'_, T> {
                 varlena::vardata_any(packed).cast(),
                 varlena::varsize_any_exhdr(packed),
             );
-            Self { bytes, sql_type: PhantomData }
+            Self {
+                bytes,
+                sql_type: PhantomData,
+            }
         }
     }
 }
@@ -122,7 +125,11 @@ impl<T> Output for VarlenaBuf<T> {
         // SAFETY: `size` bytes are there; palloc0 raises an error from 1 GB on, so
         // the length fits the length word.
         unsafe { varlena::set_varsize_4b(value.as_ptr(), size as i32) };
-        Self { value, len, sql_type: PhantomData }
+        Self {
+            value,
+            len,
+            sql_type: PhantomData,
+        }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
@@ -152,7 +159,11 @@ impl<T> VarlenaBuf<T> {
         // SAFETY: by the caller's word.
         unsafe {
             let len = varlena::varsize_any_exhdr(value);
-            Self { value: NonNull::new_unchecked(value), len, sql_type: PhantomData }
+            Self {
+                value: NonNull::new_unchecked(value),
+                len,
+                sql_type: PhantomData,
+            }
         }
     }
 
@@ -172,7 +183,10 @@ impl<T> VarlenaBuf<T> {
 impl Output for CStringBuf {
     fn zeroed(len: usize) -> Self {
         // The last byte ends the string.
-        Self { value: compat::palloc0(len + 1).cast(), len }
+        Self {
+            value: compat::palloc0(len + 1).cast(),
+            len,
+        }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
@@ -271,7 +285,11 @@ impl Record {
                 pg_sys::TypeFuncClass::TYPEFUNC_COMPOSITE,
                 "the function is declared with OUT parameters"
             );
-            assert_eq!((*descriptor).natts as usize, N, "as many columns as declared");
+            assert_eq!(
+                (*descriptor).natts as usize,
+                N,
+                "as many columns as declared"
+            );
             let descriptor = pg_sys::BlessTupleDesc(descriptor);
             let tuple =
                 pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());

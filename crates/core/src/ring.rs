@@ -33,6 +33,7 @@ impl KeyRing {
     }
 
     /// The key with this id.
+    #[inline]
     pub fn find(&self, id: KeyId) -> Option<&Key> {
         self.keys().find(|key| key.id() == id)
     }

@@ -84,6 +84,7 @@ impl<'a> Stored<'a> {
     /// [`Malformed`] for an unknown format byte or a value too short for its
     /// suite. Every byte belongs to exactly one part, so parsing and writing
     /// again gives the same bytes.
+    #[inline]
     pub fn parse(stored: &'a [u8]) -> Result<Self, Malformed> {
         let (header, body) = stored.split_first_chunk().ok_or(Malformed)?;
         let (suite, key_id) = Self::parse_header(header)?;

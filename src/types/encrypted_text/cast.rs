@@ -1,6 +1,5 @@
 //! Casts that need code; the others go through input and output (`sql/`).
 
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::{EncryptedText, EncryptedTextBuf, Text, TextBuf, typmod};
@@ -9,40 +8,35 @@ use crate::sealing;
 
 /// Decrypts: to text, and so to varchar and bpchar.
 #[pg_extern(sql = false)]
-fn encrypted_text_to_text(value: EncryptedText<'_>) -> Result<TextBuf, ErrorReport> {
-    Ok(sealing::open(&value)?)
+fn encrypted_text_to_text(value: EncryptedText<'_>) -> TextBuf {
+    Error::unwrap_or_raise(sealing::open(&value))
 }
 
 #[pg_extern(sql = false)]
-fn encrypted_text_from_text(
-    text: Text<'_>,
-    modifier: i32,
-) -> Result<EncryptedTextBuf, ErrorReport> {
-    Ok(take_in(&text, modifier)?)
+fn encrypted_text_from_text(text: Text<'_>, modifier: i32) -> EncryptedTextBuf {
+    take_in(&text, modifier)
 }
 
 /// Without the padding, as a cast to text gives it (`rtrim1()` in PostgreSQL).
 #[pg_extern(sql = false)]
-fn encrypted_text_from_bpchar(
-    text: Text<'_>,
-    modifier: i32,
-) -> Result<EncryptedTextBuf, ErrorReport> {
-    let end = text.iter().rposition(|byte| *byte != b' ').map_or(0, |last| last + 1);
-    Ok(take_in(&text[..end], modifier)?)
+fn encrypted_text_from_bpchar(text: Text<'_>, modifier: i32) -> EncryptedTextBuf {
+    let end = text
+        .iter()
+        .rposition(|byte| *byte != b' ')
+        .map_or(0, |last| last + 1);
+    take_in(&text[..end], modifier)
 }
 
 /// `true` and `false`, as a cast to text gives, not `t` and `f`.
 #[pg_extern(sql = false)]
-fn encrypted_text_from_bool(value: bool, modifier: i32) -> Result<EncryptedTextBuf, ErrorReport> {
+fn encrypted_text_from_bool(value: bool, modifier: i32) -> EncryptedTextBuf {
     let text = if value { "true" } else { "false" };
-    Ok(take_in(text.as_bytes(), modifier)?)
+    take_in(text.as_bytes(), modifier)
 }
 
 /// With its mask, as a cast to text gives it; output leaves a full one away.
 #[pg_extern(sql = false)]
-fn encrypted_text_from_inet(
-    call: pg_sys::FunctionCallInfo,
-) -> Result<EncryptedTextBuf, ErrorReport> {
+fn encrypted_text_from_inet(call: pg_sys::FunctionCallInfo) -> EncryptedTextBuf {
     // SAFETY: the SQL function takes (inet, integer) and is strict, so both
     // arguments are there; text(inet) gives a text.
     let (text, modifier) = unsafe {
@@ -54,10 +48,11 @@ fn encrypted_text_from_inet(
         );
         (Text::from_raw(text), arguments[1].value.value() as i32)
     };
-    Ok(take_in(&text, modifier)?)
+    take_in(&text, modifier)
 }
 
-fn take_in(text: &[u8], modifier: i32) -> Result<EncryptedTextBuf, Error> {
-    typmod::check(modifier)?;
-    sealing::take_in(text, Wire::Text)
+fn take_in(text: &[u8], modifier: i32) -> EncryptedTextBuf {
+    Error::unwrap_or_raise(
+        typmod::check(modifier).and_then(|()| sealing::take_in(text, Wire::Text)),
+    )
 }

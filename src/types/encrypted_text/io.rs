@@ -3,27 +3,23 @@
 
 use core::ffi::CStr;
 
-use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::{ByteaBuf, EncryptedText, EncryptedTextBuf, TextBuf, typmod};
-use crate::error::Wire;
+use crate::error::{Error, Wire};
 use crate::sealing;
 use crate::types::datum::{CStringBuf, Output};
 
 #[pg_extern(sql = false)]
-fn encrypted_text_in(
-    text: &CStr,
-    _element: pg_sys::Oid,
-    modifier: i32,
-) -> Result<EncryptedTextBuf, ErrorReport> {
-    typmod::check(modifier)?;
-    Ok(sealing::take_in(text.to_bytes(), Wire::Text)?)
+fn encrypted_text_in(text: &CStr, _element: pg_sys::Oid, modifier: i32) -> EncryptedTextBuf {
+    Error::unwrap_or_raise(
+        typmod::check(modifier).and_then(|()| sealing::take_in(text.to_bytes(), Wire::Text)),
+    )
 }
 
 #[pg_extern(sql = false)]
-fn encrypted_text_out(value: EncryptedText<'_>) -> Result<CStringBuf, ErrorReport> {
-    Ok(sealing::open(&value)?)
+fn encrypted_text_out(value: EncryptedText<'_>) -> CStringBuf {
+    Error::unwrap_or_raise(sealing::open(&value))
 }
 
 #[pg_extern(sql = false)]
@@ -31,8 +27,7 @@ fn encrypted_text_recv(
     mut message: pgrx::Internal,
     _element: pg_sys::Oid,
     modifier: i32,
-) -> Result<EncryptedTextBuf, ErrorReport> {
-    typmod::check(modifier)?;
+) -> EncryptedTextBuf {
     // SAFETY: PostgreSQL calls a receive function with a StringInfo; what
     // pq_getmsgtext() gives is palloc'd and as long as it says.
     let text = unsafe {
@@ -44,12 +39,14 @@ fn encrypted_text_recv(
         let text = pg_sys::pq_getmsgtext(message, rest, &raw mut len);
         core::slice::from_raw_parts(text.cast::<u8>(), usize::try_from(len).unwrap_or(0))
     };
-    Ok(sealing::take_in(text, Wire::Binary)?)
+    Error::unwrap_or_raise(
+        typmod::check(modifier).and_then(|()| sealing::take_in(text, Wire::Binary)),
+    )
 }
 
 #[pg_extern(sql = false)]
-fn encrypted_text_send(value: EncryptedText<'_>) -> Result<ByteaBuf, ErrorReport> {
-    let mut text: TextBuf = sealing::open(&value)?;
+fn encrypted_text_send(value: EncryptedText<'_>) -> ByteaBuf {
+    let mut text: TextBuf = Error::unwrap_or_raise(sealing::open(&value));
     let text = text.bytes_mut();
     let len = i32::try_from(text.len()).expect("a value is below 1 GB");
     // SAFETY: the buffer is initialized by pq_begintypsend(); the text is valid
@@ -58,6 +55,6 @@ fn encrypted_text_send(value: EncryptedText<'_>) -> Result<ByteaBuf, ErrorReport
         let mut message = pg_sys::StringInfoData::default();
         pg_sys::pq_begintypsend(&raw mut message);
         pg_sys::pq_sendtext(&raw mut message, text.as_ptr().cast(), len);
-        Ok(ByteaBuf::from_raw(pg_sys::pq_endtypsend(&raw mut message)))
+        ByteaBuf::from_raw(pg_sys::pq_endtypsend(&raw mut message))
     }
 }

@@ -26,7 +26,9 @@ pub(super) fn check(modifier: i32) -> Result<(), Error> {
     if modifier == NONE {
         Ok(())
     } else {
-        Err(Error::UnknownKeyName { name: show_modifier(modifier) })
+        Err(Error::UnknownKeyName {
+            name: show_modifier(modifier),
+        })
     }
 }
 

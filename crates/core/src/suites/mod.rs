@@ -104,6 +104,7 @@ impl Key {
     ///
     /// # Panics
     /// If `out` has another length.
+    #[inline]
     pub fn seal(
         &self,
         suite: Suite,
@@ -143,6 +144,7 @@ impl Key {
     /// # Errors
     /// [`OpenError`] when the value is not what was sealed under this key, or
     /// names another one; `out` then holds nothing of the plaintext.
+    #[inline]
     pub fn open(
         &self,
         stored: &Stored<'_>,
