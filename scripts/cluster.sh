@@ -17,7 +17,8 @@ PG_CONFIG=$(find_pg_config)
 PATH=$("$PG_CONFIG" --bindir):$PATH
 
 # Nothing of the caller's may reach the server or lead its clients elsewhere.
-unset COLCRYPT_KEY PGHOST PGHOSTADDR PGPORT PGDATABASE PGUSER PGPASSWORD PGPASSFILE \
+# pgrx adds Rust's backtraces to the DETAIL of errors where they are asked for.
+unset RUST_BACKTRACE COLCRYPT_KEY PGHOST PGHOSTADDR PGPORT PGDATABASE PGUSER PGPASSWORD PGPASSFILE \
     PGSERVICE PGOPTIONS PGAPPNAME PGSSLMODE PGDATA
 
 CLUSTER_DIR=    # holds data/, log and the files of cluster_file

@@ -29,10 +29,10 @@ const MAX_ALLOC_SIZE: usize = 0x3fff_ffff;
 /// raise one, and only after a refusal in the way that does.
 pub(crate) fn palloc0(size: usize) -> core::ptr::NonNull<core::ffi::c_void> {
     let flags = (pg_sys::MCXT_ALLOC_NO_OOM | pg_sys::MCXT_ALLOC_ZERO) as i32;
-    // SAFETY: with MCXT_ALLOC_NO_OOM and a size below MaxAllocSize the call
-    // returns null instead of raising an error (mcxt.c), so nothing jumps over
-    // Rust frames.
     let memory = if size <= MAX_ALLOC_SIZE {
+        // SAFETY: with MCXT_ALLOC_NO_OOM and a size within MaxAllocSize the call
+        // returns null instead of raising an error (mcxt.c), so nothing jumps
+        // over Rust frames.
         unsafe { raw::palloc_extended(size, flags) }
     } else {
         core::ptr::null_mut()

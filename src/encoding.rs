@@ -36,12 +36,14 @@ pub(crate) fn to_utf8(text: &[u8]) -> Cow<'_, [u8]> {
     if is_utf8() {
         return Cow::Borrowed(text);
     }
-    let length = i32::try_from(text.len()).expect("a value is below 1 GB");
     // SAFETY: the pointer is valid for `length` bytes; what comes back is that
     // pointer or a palloc'd, NUL-terminated string.
     unsafe {
-        let converted =
-            pg_sys::pg_server_to_any(text.as_ptr().cast(), length, pg_sys::pg_enc::PG_UTF8 as i32);
+        let converted = pg_sys::pg_server_to_any(
+            text.as_ptr().cast(),
+            length(text),
+            pg_sys::pg_enc::PG_UTF8 as i32,
+        );
         if converted.cast_const() == text.as_ptr().cast() {
             Cow::Borrowed(text)
         } else {
@@ -55,7 +57,7 @@ pub(crate) fn to_utf8(text: &[u8]) -> Cow<'_, [u8]> {
 /// # Errors
 /// [`Error::Unrepresentable`]: PostgreSQL's own message would show the bytes.
 pub(crate) fn from_utf8(text: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
-    let length = i32::try_from(text.len()).expect("a value is below 1 GB");
+    let length = length(text);
     let (start, text) = (text.as_ptr(), core::panic::AssertUnwindSafe(text));
     let converted = PgTryBuilder::new(move || {
         // SAFETY: as in `to_utf8`.
@@ -79,4 +81,8 @@ pub(crate) fn from_utf8(text: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
         Some(converted) if converted.is_empty() => Err(Error::Unrepresentable),
         Some(converted) => Ok(Cow::Owned(converted)),
     }
+}
+
+fn length(text: &[u8]) -> i32 {
+    i32::try_from(text.len()).expect("a value is below 1 GB")
 }

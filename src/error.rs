@@ -45,8 +45,6 @@ pub(crate) enum Error {
     BadTypmod,
     #[error("{0}")]
     Random(RandomError),
-    #[error("colcrypt was built for a newer CPU: this one lacks {missing}")]
-    Cpu { missing: String },
     #[error("{what} must be {bound}")]
     Parameter {
         what: &'static str,
@@ -147,7 +145,6 @@ impl Error {
             }
             Self::UnknownKeyName { .. } => Code::ERRCODE_UNDEFINED_OBJECT,
             Self::Random(_) => Code::ERRCODE_INTERNAL_ERROR,
-            Self::Cpu { .. } => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::NoRelation(_) => Code::ERRCODE_UNDEFINED_TABLE,
             Self::NotTable { .. } => Code::ERRCODE_WRONG_OBJECT_TYPE,
             Self::OtherTemp => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
@@ -211,7 +208,6 @@ impl Error {
                  that name."
             }
             Self::BadTypmod => "Write encrypted_text, or encrypted_text(name_of_a_key).",
-            Self::Cpu { .. } => "Build and install with \"make install PORTABLE=1\".",
             Self::NotTable { hint, .. } | Self::WrongType { hint, .. } => hint,
             Self::Rotation { .. } => "Run the rotation again.",
             _ => return None,

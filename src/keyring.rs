@@ -181,10 +181,11 @@ pub(crate) fn note_preload() {
 pub(crate) fn current() -> Rc<ActiveRing> {
     // SAFETY: reads a variable that only this backend writes.
     let reload = unsafe { pg_sys::PgReloadTime };
-    if ACTIVE.seen_reload.get() == reload && !ACTIVE.failed_earlier() {
-        if let Some(ring) = ACTIVE.ring.borrow().as_ref() {
-            return Rc::clone(ring);
-        }
+    if ACTIVE.seen_reload.get() == reload
+        && !ACTIVE.failed_earlier()
+        && let Some(ring) = ACTIVE.ring.borrow().as_ref()
+    {
+        return Rc::clone(ring);
     }
     refresh(reload)
 }
@@ -210,10 +211,8 @@ fn refresh(reload: i64) -> Rc<ActiveRing> {
         pgrx::log!("colcrypt: key ring not reloaded, the old one stays in force: {reason}");
     }
     // SAFETY: as in `failed_earlier`.
-    let failed_statement = match active.primary() {
-        Ok(_) => None,
-        Err(_) => Some(unsafe { pg_sys::GetCurrentStatementStartTimestamp() }),
-    };
+    let statement = unsafe { pg_sys::GetCurrentStatementStartTimestamp() };
+    let failed_statement = active.primary().is_err().then_some(statement);
     ACTIVE.failed_statement.set(failed_statement);
     let before = ACTIVE.ring.replace(Some(Rc::clone(&active)));
     if before.is_some_and(|before| primary_id(&before) != primary_id(&active)) {

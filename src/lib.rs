@@ -10,8 +10,8 @@ use pgrx::prelude::*;
 mod admin;
 mod backend_local;
 mod compat;
-mod cpu;
 mod encoding;
+mod entry;
 mod error;
 mod gucs;
 mod keyring;
@@ -40,15 +40,6 @@ extension_sql_file!(
     name = "rotation",
     requires = ["admin"]
 );
-
-#[allow(non_snake_case)]
-#[pg_guard]
-extern "C-unwind" fn _PG_init() {
-    // First: nothing below may run on a CPU that this build is not for.
-    cpu::check();
-    keyring::note_preload();
-    gucs::define();
-}
 
 /// This module is required by `cargo pgrx test`.
 #[cfg(test)]

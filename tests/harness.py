@@ -39,9 +39,12 @@ TEST_CONF = "test.conf"
 
 RELOADED_AT = "SELECT pg_conf_load_time()"
 
+# RUST_BACKTRACE: pgrx adds backtraces to the DETAIL of errors where they are asked for.
+FOREIGN = ("COLCRYPT_KEY", "RUST_BACKTRACE")
+
 # Nothing of the caller's may reach a server or lead a client elsewhere. Messages are
 # in English.
-for name in [n for n in os.environ if n.startswith("PG") or n == "COLCRYPT_KEY"]:
+for name in [n for n in os.environ if n.startswith("PG") or n in FOREIGN]:
     del os.environ[name]
 os.environ["LC_ALL"] = "C.UTF-8"
 
@@ -128,8 +131,7 @@ class Cluster:
         seen_by += [partial(fetch, session, RELOADED_AT) for session in sessions]
         before = [(seen, seen()) for seen in seen_by]
         self.psql("SELECT pg_reload_conf()")
-        for seen, time in before:
-            wait_until(lambda: seen() != time, "the reload")
+        wait_until(lambda: all(seen() != then for seen, then in before), "the reload")
 
     def kill(self) -> None:
         """Crashes the server: all its processes die at once, by SIGKILL."""

@@ -22,7 +22,15 @@ from psycopg.errors import (
 from harness import Cluster, fetch, key_id, new_key
 
 SUITES = ["xaes-256-gcm", "aes-256-gcm", "fernet", "envelope"]
-TEXTS = ["", "a", "Grüße 🔑", "line\nbreak\tand \\ and ,\"'", "x" * 15, "y" * 16, "z" * 70_000]
+TEXTS = [
+    "",
+    "a",
+    "Grüße 🔑",
+    "line\nbreak\tand \\ and ,\"'",
+    "x" * 15,
+    "y" * 16,
+    "z" * 70_000,
+]
 
 every_suite = pytest.mark.parametrize("suite", SUITES)
 
@@ -97,7 +105,9 @@ def test_ciphertext_written_to_a_file_and_taken_back_reads_the_same(
     fill(session, suite)
     before = column(session, "ciphertext(secret)")
     path = tmp_path / "values"
-    host.cluster.psql(f"\\copy (SELECT ciphertext(secret) FROM t ORDER BY n) TO '{path}'")
+    host.cluster.psql(
+        f"\\copy (SELECT ciphertext(secret) FROM t ORDER BY n) TO '{path}'"
+    )
     assert path.read_text().splitlines() == before
     host.cluster.psql(
         "CREATE TEMP TABLE loaded (n serial, line text);\n"
@@ -146,7 +156,9 @@ def test_other_suites_have_no_fernet_token(session: psycopg.Connection) -> None:
         session.execute("SELECT fernet_token(encrypt('x'))")
 
 
-def test_a_key_that_colcrypt_makes_is_one_for_fernet(session: psycopg.Connection) -> None:
+def test_a_key_that_colcrypt_makes_is_one_for_fernet(
+    session: psycopg.Connection,
+) -> None:
     key = fetch(session, "SELECT colcrypt.generate_key()")
     assert len(key) == 44
     session.execute("SELECT set_config('colcrypt.key', %s, false)", [key])
@@ -190,7 +202,14 @@ def test_a_ring_means_what_multifernet_means(
 
 @pytest.mark.parametrize(
     "content",
-    [b"a\0b", b"\0", b"\xff\xfe", b"caf\xe9", b"\xed\xa0\x80", secrets.token_bytes(64) + b"\xff"],
+    [
+        b"a\0b",
+        b"\0",
+        b"\xff\xfe",
+        b"caf\xe9",
+        b"\xed\xa0\x80",
+        secrets.token_bytes(64) + b"\xff",
+    ],
     ids=["NUL inside", "NUL", "0xff", "LATIN1", "surrogate", "random"],
 )
 def test_a_token_that_holds_no_text_is_refused(

@@ -93,7 +93,9 @@ def test_psycopg_pipeline(session: psycopg.Connection) -> None:
 
 @both_formats
 def test_psycopg_server_side_cursor(session: psycopg.Connection, binary: bool) -> None:
-    session.execute("INSERT INTO t (secret) SELECT 'v' || i FROM generate_series(1, 500) i")
+    session.execute(
+        "INSERT INTO t (secret) SELECT 'v' || i FROM generate_series(1, 500) i"
+    )
     with session.transaction(), session.cursor("c", binary=binary) as cursor:
         cursor.itersize = 100
         cursor.execute(SELECT)
@@ -134,7 +136,9 @@ def test_binary_copy_is_that_of_a_text_column(session: psycopg.Connection) -> No
         session.execute(INSERT, [value])
         session.execute(INSERT.replace("INTO t", "INTO plain"), [value])
     query = COPY_OUT + " (FORMAT binary)"
-    assert copied(session, query) == copied(session, query.replace("FROM t", "FROM plain"))
+    assert copied(session, query) == copied(
+        session, query.replace("FROM t", "FROM plain")
+    )
 
 
 def copied(session: psycopg.Connection, query: str) -> bytes:
@@ -178,7 +182,15 @@ Way = Callable[[psycopg.Connection, bytes], None]
 @by_both_ways
 @pytest.mark.parametrize(
     "raw",
-    [b"\xff", b"a\0b", b"\0", b"caf\xe9", b"\xed\xa0\x80", b"\xc0\xaf", b"x" * 5000 + b"\xf0\x9f"],
+    [
+        b"\xff",
+        b"a\0b",
+        b"\0",
+        b"caf\xe9",
+        b"\xed\xa0\x80",
+        b"\xc0\xaf",
+        b"x" * 5000 + b"\xf0\x9f",
+    ],
     ids=["0xff", "NUL inside", "NUL", "LATIN1", "surrogate", "overlong", "cut off"],
 )
 def test_invalid_utf8_is_refused_and_not_stored(
@@ -188,6 +200,15 @@ def test_invalid_utf8_is_refused_and_not_stored(
         way(session, raw)
     assert refused.value.sqlstate == "22021"
     assert fetch(session, "SELECT count(*) FROM t") == 0
+
+
+@by_both_ways
+def test_an_error_that_postgresql_raises_inside_shows_no_backtrace(
+    session: psycopg.Connection, way: Way
+) -> None:
+    with pytest.raises(CharacterNotInRepertoire) as refused:
+        way(session, b"\xff")
+    assert refused.value.diag.message_detail is None
 
 
 @by_both_ways
@@ -211,7 +232,8 @@ def test_binary_plaintext_with_the_reserved_prefix_is_refused(
 
 @by_both_ways
 @pytest.mark.parametrize(
-    "raw", [b"", b"plaintext", b"colcrypt:v1:", b"colcrypt:v1:!!!!", b"colcrypt:v1:Ad_1c6I"]
+    "raw",
+    [b"", b"plaintext", b"colcrypt:v1:", b"colcrypt:v1:!!!!", b"colcrypt:v1:Ad_1c6I"],
 )
 def test_malformed_ciphertext_in_binary_is_refused(
     session: psycopg.Connection, way: Way, raw: bytes
@@ -262,7 +284,9 @@ def test_asyncpg_writes_and_reads_text(table: Database) -> None:
             await insert.fetch(value)
         rows = await connection.fetch(SELECT)
         assert [row["secret"] for row in rows] == VALUES
-        one = await connection.fetchval("SELECT secret FROM t WHERE secret::text = $1", "plain")
+        one = await connection.fetchval(
+            "SELECT secret FROM t WHERE secret::text = $1", "plain"
+        )
         assert one == "plain"
 
     with_asyncpg(table, work)
@@ -302,7 +326,9 @@ async def use_binary(connection: asyncpg.Connection) -> None:
 @both_formats
 def test_asyncpg_copies_from_a_query(table: Database, binary: bool) -> None:
     async def work(connection: asyncpg.Connection) -> None:
-        await connection.execute("INSERT INTO t (secret) VALUES ('first'), ('zweite 🔑')")
+        await connection.execute(
+            "INSERT INTO t (secret) VALUES ('first'), ('zweite 🔑')"
+        )
         out = io.BytesIO()
         form = "binary" if binary else "text"
         await connection.copy_from_query(SELECT, output=out, format=form)

@@ -478,7 +478,9 @@ def test_literals_in_prepared_statements_follow_a_reload(host: Cluster) -> None:
     old, new = new_key(), new_key()
     use_ring(host, old)
     with host.connect() as session:
-        literals_follow(session, old, new, lambda: use_ring(host, f"{new},{old}", session))
+        literals_follow(
+            session, old, new, lambda: use_ring(host, f"{new},{old}", session)
+        )
 
 
 def test_literals_in_prepared_statements_follow_a_reload_of_the_key_setting(
@@ -539,7 +541,9 @@ def test_the_wrong_key_names_what_is_needed_and_what_is_loaded(host: Cluster) ->
     use_ring(host, f"{newer},{new}")
     with host.connect() as session:
         diag = missing_key(session, "SELECT secret FROM w")
-    assert diag.message_primary == f"encryption key {key_id(old)} is not in the key ring"
+    assert (
+        diag.message_primary == f"encryption key {key_id(old)} is not in the key ring"
+    )
     assert diag.message_detail == f"Keys in the ring: {key_id(newer)}, {key_id(new)}."
     assert diag.message_hint
     use_ring(host, f"{newer},{old}")

@@ -11,6 +11,7 @@ import decryptor
 import psycopg
 import pytest
 
+from conftest import MakeCluster
 from harness import Cluster, new_key
 
 MASK = "canary-{}-of-colcrypt-tests"
@@ -68,14 +69,14 @@ def write_canaries(session: psycopg.Connection, table: str, mask: str) -> None:
 def files_with(folder: Path, *needles: bytes) -> list[Path]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return [
-        path
-        for path in files
-        if any(needle in path.read_bytes() for needle in needles)
+        path for path in files if any(needle in path.read_bytes() for needle in needles)
     ]
 
 
 def heap_and_toast(host: Cluster, table: str) -> tuple[Path, Path]:
-    toast = host.psql(f"SELECT reltoastrelid::regclass FROM pg_class WHERE relname = '{table}'")
+    toast = host.psql(
+        f"SELECT reltoastrelid::regclass FROM pg_class WHERE relname = '{table}'"
+    )
     return host.relation_path(table), host.relation_path(toast)
 
 
@@ -146,7 +147,9 @@ def forms(key: str) -> list[bytes]:
     return found
 
 
-def test_spilled_sorts_and_hashes_of_stored_values_hold_ciphertext(host: Cluster) -> None:
+def test_spilled_sorts_and_hashes_of_stored_values_hold_ciphertext(
+    host: Cluster,
+) -> None:
     # A sort by another column carries the values as they are stored.
     with host.connect() as session:
         session.execute("CREATE TABLE spill (n float, secret encrypted_text)")
@@ -204,3 +207,31 @@ def fails(session: psycopg.Connection, sql: str, parameters: list[str]) -> None:
         session.execute(sql, parameters)
     for parameter in parameters:
         assert parameter not in str(refused.value)
+
+
+def test_a_reload_does_not_log_the_key_setting(make_cluster: MakeCluster) -> None:
+    # PostgreSQL logs what a reload changes: parameter "…" changed to "…".
+    old, new = new_key(), new_key()
+    preload = {"shared_preload_libraries": "colcrypt"}
+    cluster = make_cluster(conf=preload | {"colcrypt.key": old})
+    with cluster.connect() as session:
+        session.execute("SELECT encrypt('x')")
+        cluster.conf({"colcrypt.key": f"{new},{old}"})
+        cluster.reload(session)
+        session.execute("SELECT encrypt('x')")
+    cluster.stop()
+    assert new not in cluster.log() and old not in cluster.log()
+
+
+@pytest.mark.parametrize("key", [True, False], ids=["reserved prefix", "no key"])
+def test_a_failed_copy_logs_no_value(make_cluster: MakeCluster, key: bool) -> None:
+    # PostgreSQL adds the value as CONTEXT, unless the error asks it not to.
+    cluster = make_cluster(ring=new_key() if key else None)
+    canary = ("colcrypt:v1:" if key else "") + "canary-copied"
+    with cluster.connect() as session:
+        session.execute("CREATE TABLE t (secret encrypted_text)")
+        with pytest.raises(psycopg.Error), session.cursor() as cursor:
+            with cursor.copy("COPY t FROM STDIN") as copy:
+                copy.write(canary + "\n")
+    assert "ERROR:  " in cluster.log()
+    assert canary not in cluster.log()

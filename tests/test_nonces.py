@@ -118,7 +118,9 @@ def test_fernet_and_envelope_data_share_nothing_either(host: Cluster) -> None:
 def test_parallel_workers_share_no_nonce_with_their_leader(host: Cluster) -> None:
     with host.connect() as session:
         session.execute("DROP TABLE IF EXISTS p")
-        session.execute("CREATE TABLE p AS SELECT i::text FROM generate_series(1, 5000) i")
+        session.execute(
+            "CREATE TABLE p AS SELECT i::text FROM generate_series(1, 5000) i"
+        )
         session.execute("SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0")
         session.execute("SET min_parallel_table_scan_size = 0")
         sql = "SELECT ciphertext(encrypt(i)) FROM p"

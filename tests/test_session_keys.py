@@ -87,7 +87,9 @@ def test_another_session_cannot_read_and_is_told_which_key_it_needs(
     with db.connect() as other, pytest.raises(ObjectNotInPrerequisiteState) as refused:
         other.execute("SELECT secret FROM t")
     diag = refused.value.diag
-    assert diag.message_primary == f"encryption key {key_id(own)} is not in the key ring"
+    assert (
+        diag.message_primary == f"encryption key {key_id(own)} is not in the key ring"
+    )
     assert diag.message_detail == f"Keys in the ring: {server_key_id(db)}."
 
 
@@ -103,7 +105,8 @@ def test_session_keys_work_without_any_server_ring(make_cluster: MakeCluster) ->
 
 
 @pytest.mark.parametrize(
-    "command", ["DISCARD ALL", "RESET colcrypt.key", "RESET ALL", "SET colcrypt.key = ''"]
+    "command",
+    ["DISCARD ALL", "RESET colcrypt.key", "RESET ALL", "SET colcrypt.key = ''"],
 )
 def test_a_pooled_connection_hands_no_key_on(
     db: Database, session: psycopg.Connection, command: str
@@ -133,6 +136,32 @@ def test_literals_in_prepared_statements_follow_the_clients_keys(
     assert found == [key_id(one), key_id(two), server_key_id(db)]
 
 
+def test_literals_in_functions_follow_the_clients_keys(
+    session: psycopg.Connection,
+) -> None:
+    session.execute("CREATE TABLE t (n serial, secret encrypted_text)")
+    session.execute(
+        "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $$"
+        " DECLARE x encrypted_text := 'initial';"
+        " BEGIN INSERT INTO t (secret) VALUES ('literal'), (x);"
+        " x := 'assigned'; INSERT INTO t (secret) VALUES (x); END $$"
+    )
+    session.execute(
+        "CREATE FUNCTION g() RETURNS void LANGUAGE sql"
+        " AS $$ INSERT INTO t (secret) VALUES ('literal') $$"
+    )
+    for key in (new_key(), new_key()):
+        use_keys(session, key)
+        # More than the five custom plans that come before a generic one.
+        for _ in range(7):
+            session.execute("SELECT f(), g()")
+        ids = session.execute(
+            "SELECT (colcrypt.inspect(secret)).key_id FROM t"
+        ).fetchall()
+        assert ids == [(key_id(key),)] * 28
+        session.execute("TRUNCATE t")
+
+
 def test_set_role_keeps_the_keys_of_the_session(
     db: Database, session: psycopg.Connection, role: str
 ) -> None:
@@ -159,7 +188,9 @@ def test_keys_in_connection_options(db: Database) -> None:
         # What a pool resets to is what its connection was opened with.
         session.execute("DISCARD ALL")
         assert fetch(session, SEALED_UNDER) == key_id(own)
-    assert db.psql(SEALED_UNDER, env={"PGOPTIONS": f"-c colcrypt.key={own}"}) == key_id(own)
+    assert db.psql(SEALED_UNDER, env={"PGOPTIONS": f"-c colcrypt.key={own}"}) == key_id(
+        own
+    )
 
 
 # Transactions
@@ -226,6 +257,24 @@ def test_a_bad_ring_from_before_the_library_was_loaded_is_dropped(
     assert CANARY not in db.cluster.log()
 
 
+@pytest.mark.parametrize("preload", [None, "shared_preload_libraries"])
+def test_a_bad_ring_in_connection_options_is_not_echoed(
+    make_cluster: MakeCluster, preload: str | None
+) -> None:
+    cluster = make_cluster(
+        ring=new_key(), conf={preload: "colcrypt"} if preload else {}
+    )
+    options = f"-c colcrypt.key={CANARY}"
+    if preload:
+        with pytest.raises(psycopg.OperationalError) as refused:
+            cluster.connect(options=options)
+        assert "invalid key ring" in str(refused.value)
+        assert CANARY not in str(refused.value)
+    else:
+        cluster.psql(SEALED_UNDER, env={"PGOPTIONS": options})
+    assert CANARY not in cluster.log()
+
+
 # Showing
 
 
@@ -271,7 +320,10 @@ def test_a_key_is_not_stored_in_a_catalog(
     session.execute("LOAD 'colcrypt'")
     with pytest.raises(InvalidParameterValue) as refused:
         session.execute(statement.replace("{}", key).replace("{db}", db.name))
-    assert refused.value.diag.message_primary == "colcrypt.key cannot be stored in a catalog"
+    assert (
+        refused.value.diag.message_primary
+        == "colcrypt.key cannot be stored in a catalog"
+    )
     assert key not in str(refused.value)
     assert no_catalog_has(session, key)
 
@@ -291,7 +343,9 @@ def test_from_current_does_not_store_it_either(
 
 def no_catalog_has(session: psycopg.Connection, key: str) -> bool:
     settings = "SELECT coalesce(string_agg(s::text, ' '), '') FROM pg_db_role_setting s"
-    functions = "SELECT count(*) FROM pg_proc WHERE proconfig::text LIKE '%%' || %s || '%%'"
+    functions = (
+        "SELECT count(*) FROM pg_proc WHERE proconfig::text LIKE '%%' || %s || '%%'"
+    )
     return key not in fetch(session, settings) and fetch(session, functions, key) == 0
 
 
@@ -355,14 +409,18 @@ SUM = "SELECT sum(length(secret)) + sum(substr(secret, 2)::int) FROM t"
 
 
 @pytest.mark.parametrize("preload", [None, "shared_preload_libraries"])
-@pytest.mark.parametrize("source", ["session", "SET LOCAL", "options", "file", "setting"])
+@pytest.mark.parametrize(
+    "source", ["session", "SET LOCAL", "options", "file", "setting"]
+)
 def test_parallel_workers_read_what_their_leader_reads(
     make_cluster: MakeCluster, source: str, preload: str | None
 ) -> None:
     key = new_key()
     conf = {"max_worker_processes": 4} | ({preload: "colcrypt"} if preload else {})
     if source == "setting":
-        conf |= {"colcrypt.key": key} | ({} if preload else {"session_preload_libraries": "colcrypt"})
+        conf |= {"colcrypt.key": key} | (
+            {} if preload else {"session_preload_libraries": "colcrypt"}
+        )
     # A server ring of its own must not hide that the session's did not arrive.
     ring = {"file": key, "setting": None}.get(source, new_key())
     cluster = make_cluster(ring=ring, conf=conf)
@@ -372,7 +430,9 @@ def test_parallel_workers_read_what_their_leader_reads(
             use_keys(session, key, local=source == "SET LOCAL")
         session.execute("CREATE TABLE t (secret encrypted_text)")
         session.execute("INSERT INTO t SELECT 'v' || i FROM generate_series(1, 5000) i")
-        assert fetch(session, "SELECT DISTINCT (colcrypt.inspect(secret)).key_id FROM t") == key_id(key)
+        assert fetch(
+            session, "SELECT DISTINCT (colcrypt.inspect(secret)).key_id FROM t"
+        ) == key_id(key)
         session.execute("SET LOCAL max_parallel_workers_per_gather = 0")
         serial = fetch(session, SUM)
         session.execute(PARALLEL)
@@ -393,7 +453,9 @@ def test_parallel_workers_seal_under_the_keys_of_their_leader(
     key = new_key()
     with cluster.connect() as session:
         use_keys(session, key)
-        session.execute("CREATE TABLE t AS SELECT i::text FROM generate_series(1, 5000) i")
+        session.execute(
+            "CREATE TABLE t AS SELECT i::text FROM generate_series(1, 5000) i"
+        )
         session.execute(PARALLEL)
         sql = "SELECT DISTINCT (colcrypt.inspect(encrypt(i))).key_id FROM t"
         assert "Workers Launched: 2" in str(

@@ -29,7 +29,7 @@ SELECT count(*) AS compressed FROM sizes WHERE pg_column_compression(secret) IS 
 
 -- Thirty megabytes, stored out of line, in several storage settings.
 CREATE TABLE big (storage text, secret encrypted_text);
-INSERT INTO big SELECT 'external', string_agg(md5(i::text), '') FROM generate_series(1, 937500) AS i;
+INSERT INTO big SELECT 'external', repeat(string_agg(md5(i::text), ''), 100) FROM generate_series(1, 9375) AS i;
 ALTER TABLE big ALTER COLUMN secret SET STORAGE extended;
 INSERT INTO big SELECT 'extended', left(secret, 3000000) FROM big;
 ALTER TABLE big ALTER COLUMN secret SET STORAGE main;
@@ -37,7 +37,7 @@ INSERT INTO big SELECT 'main', secret::text FROM big WHERE storage = 'extended';
 SELECT storage, length(secret), octet_length(secret),
     (colcrypt.inspect(secret)).stored_bytes, left(secret, 8), right(secret, 4)
 FROM big ORDER BY storage;
-SELECT md5(secret) = (SELECT md5(string_agg(md5(i::text), '')) FROM generate_series(1, 937500) AS i) AS t
+SELECT md5(secret) = (SELECT md5(repeat(string_agg(md5(i::text), ''), 100)) FROM generate_series(1, 9375) AS i) AS t
 FROM big WHERE storage = 'external';
 SELECT count(DISTINCT md5(left(secret, 3000000))) AS same FROM big;
 SELECT pg_relation_size(reltoastrelid) > 36000000 AS t FROM pg_class WHERE oid = 'big'::regclass;

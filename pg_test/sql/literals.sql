@@ -102,13 +102,12 @@ SELECT count(DISTINCT ciphertext(secret)) AS "1", min((colcrypt.inspect(secret))
 FROM with_constants;
 SELECT secret, evaluated FROM with_constants;
 SELECT secret AS view, suite FROM with_constant, colcrypt.inspect(secret);
--- Such a default cannot be read without its key, and is none of a plaintext's business.
+-- Without its key such a default can be stored, not read.
 SET colcrypt.key = :'b';
 ALTER TABLE with_constants ALTER COLUMN secret SET DEFAULT 'under b';
 RESET colcrypt.key;
 INSERT INTO with_constants (id) VALUES (3);
 SELECT try_decrypt(secret) IS NULL AS t, evaluated FROM with_constants WHERE id = 3;
-SELECT count(*) AS "0" FROM pg_attrdef WHERE pg_get_expr(adbin, adrelid) LIKE '%under b%';
 
 -- Sealing needs no right to write.
 BEGIN READ ONLY;

@@ -53,29 +53,29 @@ END
 $$;
 RESET colcrypt.algorithm;
 SELECT algorithm, octet_length(stored) AS bytes, pg_temp.read(from_ciphertext(pg_temp.text_form(stored)))
-FROM genuine ORDER BY algorithm COLLATE "C";
+FROM genuine ORDER BY 1;
 
 -- Every bit flipped, with the key at hand.
 CREATE TEMP TABLE flipped AS
 SELECT algorithm, bit, pg_temp.text_form(set_bit(stored, bit, 1 - get_bit(stored, bit))) AS form
 FROM genuine, generate_series(0, 8 * octet_length(stored) - 1) AS bit;
 SELECT algorithm, (pg_temp.admit(form)).outcome, count(*)
-FROM flipped GROUP BY 1, 2 ORDER BY algorithm COLLATE "C", outcome COLLATE "C";
+FROM flipped GROUP BY 1, 2 ORDER BY 1, 2;
 -- What is accepted is under one of the 32 keys whose id is one bit away, which nobody has.
 SELECT algorithm, pg_temp.read((pg_temp.admit(form)).value), count(*)
 FROM flipped WHERE (pg_temp.admit(form)).outcome = 'accepted'
-GROUP BY 1, 2 ORDER BY algorithm COLLATE "C", read COLLATE "C";
+GROUP BY 1, 2 ORDER BY 1, 2;
 
 -- Every bit flipped, brought in while the key was away.
 RESET colcrypt.key;
 CREATE TEMP TABLE damaged AS
 SELECT algorithm, bit, (pg_temp.admit(form)).* FROM flipped;
 SELECT algorithm, outcome, count(*) FROM damaged
-GROUP BY 1, 2 ORDER BY algorithm COLLATE "C", outcome COLLATE "C";
+GROUP BY 1, 2 ORDER BY 1, 2;
 SET colcrypt.key = :'key';
 SELECT algorithm, pg_temp.read(value), count(*), count(try_decrypt(value)) AS try_decrypt
 FROM damaged WHERE outcome = 'accepted'
-GROUP BY 1, 2 ORDER BY algorithm COLLATE "C", read COLLATE "C";
+GROUP BY 1, 2 ORDER BY 1, 2;
 -- Whichever way it is read; and each can still be looked at.
 SELECT pg_temp.print(value), count(*), count(colcrypt.inspect(value)) > 0 AS t
 FROM damaged WHERE outcome = 'accepted' GROUP BY 1 ORDER BY 1;
@@ -86,17 +86,17 @@ SELECT bool_and(length(ciphertext(value)) > 0) AS t FROM damaged WHERE outcome =
 SELECT algorithm, (pg_temp.admit(pg_temp.text_form(substring(stored FOR length)))).outcome,
     min(length) AS from, max(length) AS to
 FROM genuine, generate_series(0, octet_length(stored) - 1) AS length
-GROUP BY 1, 2 ORDER BY algorithm COLLATE "C", outcome COLLATE "C";
+GROUP BY 1, 2 ORDER BY 1, 2;
 SELECT algorithm, (pg_temp.admit(pg_temp.text_form(stored || tail))).outcome, count(*)
 FROM genuine, unnest(ARRAY['\x00', '\x0000', decode(repeat('00', 16), 'hex')]::bytea[]) AS tail
-GROUP BY 1, 2 ORDER BY algorithm COLLATE "C", outcome COLLATE "C";
+GROUP BY 1, 2 ORDER BY 1, 2;
 RESET colcrypt.key;
 CREATE TEMP TABLE truncated AS
 SELECT algorithm, (pg_temp.admit(pg_temp.text_form(substring(stored FOR length)))).*
 FROM genuine, generate_series(0, octet_length(stored) - 1) AS length;
 SET colcrypt.key = :'key';
 SELECT algorithm, outcome, pg_temp.read(value), count(*) FROM truncated
-GROUP BY 1, 2, 3 ORDER BY algorithm COLLATE "C", outcome COLLATE "C", read COLLATE "C";
+GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
 
 -- A value of one suite presented as another: long enough to be any of them, and with
 -- the byte that a Fernet token begins with in its place.
@@ -105,7 +105,7 @@ SELECT g.algorithm, count(*) FILTER (WHERE outcome = 'accepted') AS accepted,
 FROM genuine AS g, generate_series(0, 255) AS format,
     pg_temp.admit(pg_temp.text_form(set_byte(stored, 0, format)))
 WHERE format <> get_byte(stored, 0)
-GROUP BY 1 ORDER BY algorithm COLLATE "C";
+GROUP BY 1 ORDER BY 1;
 DO $$
 DECLARE
     suite text;
@@ -122,7 +122,7 @@ END
 $$;
 RESET colcrypt.algorithm;
 SELECT algorithm, (pg_temp.admit(pg_temp.text_form(stored))).outcome FROM genuine
-WHERE algorithm LIKE '%token' ORDER BY algorithm COLLATE "C";
+WHERE algorithm LIKE '%token' ORDER BY 1;
 RESET colcrypt.key;
 CREATE TEMP TABLE disguised AS
 SELECT algorithm, (pg_temp.admit(pg_temp.text_form(stored))).* FROM genuine
@@ -130,11 +130,11 @@ WHERE algorithm LIKE '%token';
 SET colcrypt.key = :'key';
 SELECT algorithm, outcome, pg_temp.read(value), try_decrypt(value) IS NULL AS t,
     (colcrypt.inspect(value)).suite
-FROM disguised ORDER BY algorithm COLLATE "C";
+FROM disguised ORDER BY 1;
 
 -- A value under one key passed off as one under another.
 SELECT algorithm, (pg_temp.admit(pg_temp.text_form(overlay(stored PLACING '\xdff573a2'::bytea FROM 2)))).outcome
-FROM genuine WHERE algorithm NOT LIKE '%token' ORDER BY algorithm COLLATE "C";
+FROM genuine WHERE algorithm NOT LIKE '%token' ORDER BY 1;
 
 -- What is authentic but no text: a Fernet token of other bytes. Made elsewhere, under
 -- the ring's key: 0xff, and the byte 0 between letters.

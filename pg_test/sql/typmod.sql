@@ -17,7 +17,6 @@ SELECT attrelid::regclass, format_type(atttypid, atttypmod) FROM pg_attribute
 WHERE attrelid IN ('copied'::regclass, 'copied_as'::regclass) AND attname = 'ssn' ORDER BY 1;
 
 -- What is no name.
-\set VERBOSITY default
 CREATE FUNCTION pg_temp.outcome(command text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN
     EXECUTE command;
@@ -26,7 +25,7 @@ EXCEPTION WHEN OTHERS THEN
     RETURN SQLSTATE || ' ' || SQLERRM;
 END
 $$;
-SELECT modifier, pg_temp.outcome(format('CREATE TEMP TABLE made (secret encrypted_text(%s))', modifier))
+SELECT modifier, pg_temp.outcome(format('SELECT NULL::encrypted_text(%s)', modifier))
 FROM unnest(ARRAY['', '''''', 'a, b', 'a, b, c', '''#''', '''#1''', '''#305385E2''', '''#ffffffff''', '''#0000000g''',
     quote_literal(repeat('x', 64)), '1.5', '-1', '1 + 1', 'NULL']) AS modifier;
 CREATE TEMP TABLE longest (secret encrypted_text(xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx));
@@ -49,6 +48,8 @@ SELECT command, pg_temp.outcome(command) FROM unnest(ARRAY[
     $$SELECT encrypt('x')::encrypted_text(pii)$$,
     $$ALTER TABLE named ALTER COLUMN ssn SET DEFAULT 'x'$$
 ]) AS command;
+INSERT INTO named (id) VALUES (2);
+ALTER TABLE named ALTER COLUMN ssn DROP DEFAULT;
 COPY named (ssn) FROM STDIN;
 123-45-6789
 \.

@@ -1,11 +1,12 @@
 //! The everyday functions of `encrypted_text`.
 
-use colcrypt_core::{Stored, encode_text, fernet_raw};
+use colcrypt_core::{Stored, encode_text, fernet_raw, is_reserved};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use super::{EncryptedText, EncryptedTextBuf, Text, TextBuf};
 use crate::error::{Error, Wire};
+use crate::types::datum::Output;
 use crate::{keyring, sealing};
 
 #[pg_extern(sql = false)]
@@ -48,7 +49,10 @@ fn encrypted_text_from_fernet(token: Text<'_>) -> Result<EncryptedTextBuf, Error
         .keys()
         .find_map(|key| key.adopt_fernet(&raw).ok())
         .ok_or(Error::ForeignFernetToken)?;
-    // Authentic, but is it text?
-    sealing::open::<TextBuf>(&stored)?;
+    // Authentic, but is it a text that input would take?
+    let mut text: TextBuf = sealing::open(&stored)?;
+    if is_reserved(text.bytes_mut()) {
+        return Err(Error::ReservedPrefix(Wire::Text).into());
+    }
     Ok(EncryptedTextBuf::copy_of(&stored))
 }

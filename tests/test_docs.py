@@ -1,0 +1,211 @@
+"""README.md and docs/ are true: the SQL of the README runs and gives what it says, the
+reference names what is there, and links lead somewhere.
+
+The README's sql blocks run in order, statement by statement, in one session of a fresh
+database. A statement ends with a semicolon at the end of a line; a
+comment behind it says what must come of it:
+
+    SELECT 1, 'a'; -- → 1 | a       the first row
+    SELECT 1 / 0; -- ERROR 22012    an error with this SQLSTATE
+
+Any other error fails. `<!-- ring: new,old -->` replaces the server's key file before
+the block that follows; `new` and `old` stand for keys.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psycopg
+import pytest
+
+from harness import Cluster, Database, new_key, wait_until
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+REFERENCE = ROOT / "docs" / "reference.md"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+
+# A call's name and arguments in a heading or in the first cell of a table's row.
+SIGNATURE = re.compile(r"^(?:### |\| )`([a-z_.]+\([a-z_, \[\]]*\))`", re.MULTILINE)
+SETTING_ROW = re.compile(
+    r"^\| `(colcrypt\.\w+)` \| (\w+) \| (?:`([^`]*)` )?\|$", re.MULTILINE
+)
+CAST_ROW = re.compile(
+    r"^\| `([a-z_ ]+)` \| `([a-z_ ]+)` \| (implicit|assignment) \|$", re.MULTILINE
+)
+
+
+class Step(NamedTuple):
+    """A statement of the README, or a change of the key file."""
+
+    line: int
+    sql: str
+    expected: str = ""
+    ring: str = ""
+
+
+def steps(text: str) -> Iterator[Step]:
+    pattern = re.compile(
+        r"^ *<!-- ring: (?P<ring>[a-z,]+) -->$"
+        r"|^(?P<indent> *)```sql\n(?P<block>.*?)^(?P=indent)```$",
+        re.MULTILINE | re.DOTALL,
+    )
+    for found in pattern.finditer(text):
+        line = text.count("\n", 0, found.start()) + 1
+        if found["ring"]:
+            yield Step(line, "", ring=found["ring"])
+        else:
+            yield from statements(textwrap.dedent(found["block"]), line + 1)
+
+
+def statements(block: str, line: int) -> Iterator[Step]:
+    end = 0
+    for found in re.finditer(r";[ ]*(?:-- (.*))?$", block, re.MULTILINE):
+        sql = block[end : found.start()].strip()
+        yield Step(line + block.count("\n", 0, found.start()), sql, found[1] or "")
+        end = found.end()
+    assert not block[end:].strip(), f"line {line}: a statement without a semicolon"
+
+
+def run(connection: psycopg.Connection, step: Step) -> str:
+    """What came of a statement, in the words of the README."""
+    try:
+        # No parameters: PostgreSQL parses the statement as psql would send it.
+        cursor = connection.execute(step.sql)
+    except psycopg.Error as error:
+        return f"ERROR {error.sqlstate}"
+    if not step.expected.startswith("→"):
+        return ""
+    row = cursor.fetchone()
+    return "no row" if row is None else "→ " + " | ".join(map(str, row))
+
+
+def test_the_readme_is_true_from_top_to_bottom(cluster: Cluster) -> None:
+    key_file = cluster.dir / "ring.keys"
+    keys = {"old": key_file.read_text(), "new": new_key()}
+    cluster.conf(session_preload_libraries="colcrypt")
+    cluster.reload()
+    cluster.psql("CREATE DATABASE readme")
+    ran = 0
+    with cluster.connect(dbname="readme") as connection:
+        for step in steps(README.read_text()):
+            if step.ring:
+                ring = ",".join(keys[name] for name in step.ring.split(","))
+                cluster.write_file(key_file.name, ring)
+                continue
+            loaded = conf_load_time(connection)
+            assert run(connection, step) == step.expected, f"line {step.line}"
+            if "pg_reload_conf" in step.sql:
+                # The signal goes to the postmaster, and from there to the session.
+                wait_until(lambda: conf_load_time(connection) != loaded, "the reload")
+            ran += 1
+    assert ran > 30
+
+
+def conf_load_time(connection: psycopg.Connection) -> object:
+    return connection.execute("SELECT pg_conf_load_time()").fetchone()
+
+
+def test_what_must_come_of_a_statement_is_found() -> None:
+    text = """<!-- ring: new -->
+
+  ```sql
+  SELECT 1,
+    2; -- → 1 | 2
+  SELECT ';' || 'x';
+  SELECT 1/0; -- ERROR 22012
+  ```
+"""
+    assert list(steps(text)) == [
+        Step(1, "", ring="new"),
+        Step(5, "SELECT 1,\n  2", "→ 1 | 2"),
+        Step(6, "SELECT ';' || 'x'"),
+        Step(7, "SELECT 1/0", "ERROR 22012"),
+    ]
+
+
+def test_the_reference_names_every_function_and_no_other(db: Database) -> None:
+    there = db.psql("""
+        SELECT objid::regprocedure FROM pg_depend JOIN pg_extension AS e ON e.oid = refobjid
+        WHERE deptype = 'e' AND classid = 'pg_proc'::regclass AND extname = 'colcrypt'""")
+    text = REFERENCE.read_text()
+    named = [name.replace(", ", ",") for name in SIGNATURE.findall(text)]
+    assert sorted(named) == sorted(there.splitlines())
+
+
+def test_the_reference_tells_rights_and_volatility(db: Database) -> None:
+    rows = db.psql("""
+        SELECT proname, CASE provolatile WHEN 'i' THEN 'IMMUTABLE' WHEN 's' THEN 'STABLE'
+                                         ELSE 'VOLATILE' END,
+               CASE proparallel WHEN 's' THEN 'SAFE' ELSE 'UNSAFE' END,
+               has_function_privilege('pg_monitor', p.oid, 'EXECUTE')
+        FROM pg_proc AS p JOIN pg_depend ON objid = p.oid
+        JOIN pg_extension AS e ON e.oid = refobjid
+        WHERE deptype = 'e' AND extname = 'colcrypt' AND proname NOT LIKE 'encrypted_text%'""")
+    for row in rows.splitlines():
+        name, volatility, parallel, is_public = row.split("|")
+        section = re.search(
+            rf"^### `(?:colcrypt\.)?{name}\(.*?(?=^##)",
+            REFERENCE.read_text(),
+            re.MULTILINE | re.DOTALL,
+        )
+        assert section is not None, name
+        assert f"{volatility}, PARALLEL {parallel}" in section[0], name
+        assert ("revoked from PUBLIC" in section[0]) == (is_public == "f"), name
+
+
+def test_the_reference_names_every_cast_and_no_other(db: Database) -> None:
+    there = db.psql("""
+        SELECT castsource::regtype, casttarget::regtype,
+               CASE castcontext WHEN 'i' THEN 'implicit' WHEN 'a' THEN 'assignment' END
+        FROM pg_cast WHERE 'encrypted_text'::regtype IN (castsource, casttarget)""")
+    named = ["|".join(row) for row in CAST_ROW.findall(REFERENCE.read_text())]
+    assert sorted(named) == sorted(there.splitlines())
+
+
+def test_the_reference_names_every_setting_and_no_other(db: Database) -> None:
+    there = db.psql("""
+        LOAD 'colcrypt';
+        SELECT name, context, boot_val FROM pg_settings WHERE name LIKE 'colcrypt.%'""")
+    # It has no row there, so that nothing can show its text; but it exists.
+    assert "colcrypt.key|" not in there
+    assert db.psql("LOAD 'colcrypt'; SHOW colcrypt.key") == ""
+    there += "\ncolcrypt.key|user|"
+    text = REFERENCE.read_text()
+    named = ["|".join(row) for row in SETTING_ROW.findall(text)]
+    assert sorted(named) == sorted(there.splitlines())
+    for row in named:
+        assert f"\n### `{row.split('|')[0]}`\n" in text
+
+
+def test_the_readme_names_the_same_settings_as_the_reference() -> None:
+    row = re.compile(r"^\| `(colcrypt\.\w+)` \|", re.MULTILINE)
+    assert row.findall(README.read_text()) == [
+        name for name, _, _ in SETTING_ROW.findall(REFERENCE.read_text())
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page if not path else page.parent / path
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings get."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
