@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,9 @@ class Cluster:
         """Crashes the server: all its processes die at once, by SIGKILL."""
         pids = [self.postmaster_pid(), *children(self.postmaster_pid())]
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            # A process may end by itself meanwhile.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         wait_until(
             lambda: not any(is_running(pid) for pid in pids), "the killed server's end"
         )

@@ -382,8 +382,8 @@ def test_a_function_made_before_the_library_was_loaded_sets_no_key(
     key = new_key()
     with cluster.connect() as session:
         session.execute(
-            f"CREATE FUNCTION f() RETURNS text LANGUAGE plpgsql SET colcrypt.key = '{key}' "
-            "AS $$ BEGIN RETURN (colcrypt.inspect(encrypt('x'))).key_id; END $$"
+            "CREATE FUNCTION f() RETURNS text LANGUAGE plpgsql"
+            f" SET colcrypt.key = '{key}' AS $$ BEGIN RETURN (colcrypt.inspect(encrypt('x'))).key_id; END $$"
         )
     cluster.psql("CREATE EXTENSION colcrypt")
     with cluster.connect() as session:

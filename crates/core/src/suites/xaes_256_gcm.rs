@@ -38,10 +38,10 @@ impl Xaes256Gcm {
         }
     }
 
-    pub(crate) fn seal(
+    pub(crate) fn seal<A: AsRef<[u8]> + ?Sized>(
         &self,
         nonce: &[u8; XAES_NONCE_LEN],
-        aad: &[u8],
+        aad: &A,
         plaintext: &[u8],
         out: &mut [u8],
     ) -> [u8; TAG_LEN] {
@@ -50,10 +50,10 @@ impl Xaes256Gcm {
         })
     }
 
-    pub(crate) fn open(
+    pub(crate) fn open<A: AsRef<[u8]> + ?Sized>(
         &self,
         nonce: &[u8; XAES_NONCE_LEN],
-        aad: &[u8],
+        aad: &A,
         ciphertext: &[u8],
         tag: &[u8; TAG_LEN],
         out: &mut [u8],
