@@ -10,6 +10,14 @@ mod raw {
     unsafe extern "C-unwind" {
         // src/include/utils/palloc.h
         pub(super) fn palloc_extended(size: usize, flags: i32) -> *mut core::ffi::c_void;
+        // src/include/executor/nodeModifyTable.h
+        pub(super) fn ExecComputeStoredGenerated(
+            result: *mut pg_sys::ResultRelInfo,
+            executor: *mut pg_sys::EState,
+            slot: *mut pg_sys::TupleTableSlot,
+            command: pg_sys::CmdType::Type,
+        );
+
         // src/include/catalog/pg_inherits.h
         pub(super) fn find_all_inheritors(
             parent: pg_sys::Oid,
@@ -63,21 +71,28 @@ pub(crate) fn find_all_inheritors(
     }
 }
 
+/// Computes all stored generated columns of the row in `slot`, as for an INSERT.
+///
+/// # Safety
+/// The arguments are live, and `slot` holds a row of the result relation.
+pub(crate) unsafe fn compute_stored_generated(
+    result: *mut pg_sys::ResultRelInfo,
+    executor: *mut pg_sys::EState,
+    slot: *mut pg_sys::TupleTableSlot,
+) {
+    // SAFETY: by the caller's word.
+    unsafe {
+        pg_guard_ffi_boundary(|| {
+            raw::ExecComputeStoredGenerated(result, executor, slot, pg_sys::CmdType::CMD_INSERT);
+        });
+    }
+}
+
 /// Allocates `size` bytes in the way in which the GUC machinery frees a check
 /// hook's `extra`.
 pub(crate) fn guc_malloc(size: usize) -> *mut core::ffi::c_void {
     // SAFETY: malloc has no precondition. PostgreSQL up to 15 frees extra with free().
     unsafe { libc::malloc(size) }
-}
-
-/// Frees a value that the GUC machinery allocated.
-///
-/// # Safety
-/// `value` is null or came from PostgreSQL's `guc_malloc` or `guc_strdup`, and is
-/// not used afterwards.
-pub(crate) unsafe fn guc_free(value: *mut core::ffi::c_char) {
-    // SAFETY: PostgreSQL up to 15 allocates GUC strings with malloc().
-    unsafe { libc::free(value.cast()) };
 }
 
 /// Whether the current user owns a relation, as superusers do.

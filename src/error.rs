@@ -52,7 +52,7 @@ pub(crate) enum Error {
     },
     #[error("relation with OID {0} does not exist")]
     NoRelation(u32),
-    #[error("\"{relation}\" is a {kind}, not a table")]
+    #[error("\"{relation}\" is {kind}, not a table")]
     NotTable {
         relation: String,
         kind: &'static str,
@@ -71,6 +71,8 @@ pub(crate) enum Error {
         actual: String,
         hint: &'static str,
     },
+    #[error("column \"{column}\" is a generated column")]
+    GeneratedColumn { column: String },
     #[error("must be owner of relation {relation}")]
     NotOwner { relation: String },
     #[error("could not serialize access due to concurrent update")]
@@ -150,6 +152,7 @@ impl Error {
             Self::OtherTemp => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::NoColumn { .. } => Code::ERRCODE_UNDEFINED_COLUMN,
             Self::WrongType { .. } => Code::ERRCODE_DATATYPE_MISMATCH,
+            Self::GeneratedColumn { .. } => Code::ERRCODE_GENERATED_ALWAYS,
             Self::NotOwner { .. } => Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
             Self::Serialization => Code::ERRCODE_T_R_SERIALIZATION_FAILURE,
             Self::Rotation { .. } => Code::ERRCODE_OBJECT_IN_USE,
@@ -209,6 +212,7 @@ impl Error {
             }
             Self::BadTypmod => "Write encrypted_text, or encrypted_text(name_of_a_key).",
             Self::NotTable { hint, .. } | Self::WrongType { hint, .. } => hint,
+            Self::GeneratedColumn { .. } => "Rotate the column that it is computed from.",
             Self::Rotation { .. } => "Run the rotation again.",
             _ => return None,
         };

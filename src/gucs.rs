@@ -131,12 +131,51 @@ pub(crate) fn define() {
             Some(assign_input),
             None,
         );
+        keyring::note_defined();
         pg_sys::MarkGUCPrefixReserved(c"colcrypt".as_ptr());
     }
 }
 
-/// Judges a new value of `colcrypt.key`. What PostgreSQL keeps as `extra` is the
-/// [`Origin`], which the assign hook is not told.
+/// What PostgreSQL keeps with a value of `colcrypt.key` for the assign hook: the
+/// [`Origin`], and after it the ring text if it is the server's.
+///
+/// The server's text is not left in the setting itself: a reload would log it
+/// (`parameter "colcrypt.key" changed to …`, guc-file.l) whenever the setting
+/// changes, and settings are handed to parallel workers.
+struct Extra;
+
+impl Extra {
+    /// An allocation that PostgreSQL frees; null if there is no memory.
+    fn allocate(origin: Origin, text: &[u8]) -> *mut c_void {
+        let extra: *mut u8 = compat::guc_malloc(text.len() + 2).cast();
+        if !extra.is_null() {
+            // SAFETY: a byte for the tag, the text and its end were allocated.
+            unsafe {
+                *extra = origin as u8;
+                core::ptr::copy_nonoverlapping(text.as_ptr(), extra.add(1), text.len());
+                *extra.add(1 + text.len()) = 0;
+            }
+        }
+        extra.cast()
+    }
+
+    /// What `allocate` put there; nothing for the null that goes with a default.
+    ///
+    /// # Safety
+    /// `extra` is null or came from `allocate`, and is not freed while in use.
+    unsafe fn read<'a>(extra: *mut c_void) -> (Origin, Option<&'a CStr>) {
+        if extra.is_null() {
+            return (Origin::Default, None);
+        }
+        // SAFETY: a tag and a NUL-terminated text are there.
+        unsafe {
+            let text = CStr::from_ptr(extra.cast::<c_char>().add(1));
+            (Origin::from_tag(*extra.cast::<u8>()), Some(text))
+        }
+    }
+}
+
+/// Judges a new value of `colcrypt.key`.
 #[pg_guard]
 unsafe extern "C-unwind" fn check_key(
     newval: *mut *mut c_char,
@@ -148,23 +187,18 @@ unsafe extern "C-unwind" fn check_key(
     let text = unsafe { (*newval).as_ref().map(|text| CStr::from_ptr(text)) };
     match keyring::check_setting(text, source) {
         Ok(origin) => {
-            if origin == Origin::PassedOver && text.is_some() {
-                // Nothing may be left that SHOW or a core dump could tell.
-                // SAFETY: the value is ours to replace, as with any check hook.
-                unsafe {
-                    compat::guc_free(*newval);
-                    *newval = core::ptr::null_mut();
-                }
-            }
-            let tag: *mut u8 = compat::guc_malloc(1).cast();
-            if tag.is_null() {
+            let server_text = text.filter(|_| origin == Origin::Server);
+            let allocated = Extra::allocate(origin, server_text.map_or(b"", CStr::to_bytes));
+            if allocated.is_null() {
                 return false;
             }
-            // SAFETY: one byte was just allocated, and `extra` is where
-            // PostgreSQL wants it.
+            // SAFETY: `extra` is where PostgreSQL wants it, and the value is the
+            // hook's to change; it gets no longer.
             unsafe {
-                *tag = origin as u8;
-                *extra = tag.cast();
+                *extra = allocated;
+                if server_text.is_some() {
+                    core::ptr::write_bytes(*newval, 0, CStr::from_ptr(*newval).count_bytes());
+                }
             }
             true
         }
@@ -194,11 +228,20 @@ unsafe fn in_error_context(text: &str) -> *mut c_char {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn assign_key(newval: *const c_char, extra: *mut c_void) {
-    // SAFETY: `extra` is null for the built-in default, or what `check_key` made.
-    let origin = unsafe { extra.cast::<u8>().as_ref() }
-        .map_or(Origin::Default, |tag| Origin::from_tag(*tag));
-    // SAFETY: PostgreSQL passes a NUL-terminated string or null.
-    let text = unsafe { newval.as_ref().map(|text| CStr::from_ptr(text)) };
+    // SAFETY: `extra` is null for the built-in default, or what `check_key` made;
+    // the value is a NUL-terminated string or null.
+    let (origin, text) = unsafe {
+        let (origin, server_text) = Extra::read(extra);
+        let value = newval.as_ref().map(|value| CStr::from_ptr(value));
+        (
+            origin,
+            if origin == Origin::Server {
+                server_text
+            } else {
+                value
+            },
+        )
+    };
     keyring::assign_setting(text, origin);
 }
 

@@ -28,8 +28,6 @@ pub(crate) enum Origin {
     Default,
     /// The configuration file or the server's command line.
     Server,
-    /// The same, without preload: not used.
-    PassedOver,
     /// `SET`, `set_config()`, or the client's connection options.
     Session,
 }
@@ -38,8 +36,7 @@ impl Origin {
     pub(crate) fn from_tag(tag: u8) -> Self {
         match tag {
             1 => Self::Server,
-            2 => Self::PassedOver,
-            3 => Self::Session,
+            2 => Self::Session,
             _ => Self::Default,
         }
     }
@@ -119,7 +116,7 @@ impl ActiveRing {
 enum ServerSetting {
     #[default]
     Unset,
-    PassedOver,
+    /// Used only with preload, which is asked when the ring is read.
     Text(SecretText),
     /// Refused when the setting was defined; there is no older one to fall back
     /// on.
@@ -130,6 +127,9 @@ enum ServerSetting {
 struct State {
     /// `colcrypt.key` as the session set it.
     session: Option<SecretText>,
+    /// Why the value that the session had set before the library was loaded is
+    /// refused. Until it sets or resets it, no other key may stand in.
+    session_refused: Option<String>,
     /// `colcrypt.key` as the configuration has it.
     server_setting: ServerSetting,
     /// What the check hook was last shown of the configuration. While a session
@@ -147,6 +147,9 @@ struct State {
 thread_local! {
     static STATE: RefCell<State> = RefCell::default();
     static SHARED_PRELOAD: Cell<bool> = const { Cell::new(false) };
+    /// Whether the settings are still being defined: values from before are
+    /// judged then.
+    static DEFINING: Cell<bool> = const { Cell::new(true) };
 }
 
 static ACTIVE: BackendLocal<Active> = BackendLocal::new(Active {
@@ -174,6 +177,16 @@ const PARSED_RINGS: usize = 4;
 pub(crate) fn note_preload() {
     // SAFETY: reads a variable of the postmaster or backend.
     SHARED_PRELOAD.set(unsafe { pg_sys::process_shared_preload_libraries_in_progress });
+}
+
+/// Notes that the settings are defined.
+pub(crate) fn note_defined() {
+    DEFINING.set(false);
+}
+
+fn is_worker() -> bool {
+    // SAFETY: reads a variable of this backend.
+    unsafe { pg_sys::ParallelWorkerNumber >= 0 }
 }
 
 /// The keys in force. Cheap unless something changed.
@@ -230,6 +243,7 @@ struct Sources {
     key_file: Option<std::ffi::CString>,
     key_env: Option<std::ffi::CString>,
     server_user: u32,
+    preloaded: bool,
 }
 
 impl Sources {
@@ -239,6 +253,7 @@ impl Sources {
             key_env: gucs::key_env(),
             // SAFETY: geteuid has no precondition and cannot fail.
             server_user: unsafe { libc::geteuid() },
+            preloaded: preloaded(),
         }
     }
 }
@@ -278,11 +293,14 @@ impl State {
             self.server_stale = false;
         }
         let session = match self.session.take() {
-            None => Ok(None),
+            None => match &self.session_refused {
+                None => Ok(None),
+                Some(reason) => Err(reason.clone()),
+            },
             Some(text) => {
                 let ring = self.parse(&text);
                 self.session = Some(text);
-                ring.map(Some)
+                ring.map(Some).map_err(|error| error.to_string())
             }
         };
         let active = match session {
@@ -291,8 +309,7 @@ impl State {
                 server: self.server.clone(),
                 reason,
             },
-            // The check hook took this text, so it parses. If not, the server's
-            // keys must not stand in for the session's.
+            // The server's keys must not stand in for the session's.
             Err(error) => ActiveRing {
                 session: None,
                 server: None,
@@ -304,15 +321,16 @@ impl State {
 
     /// The server's ring from the first source that is set.
     fn read_server_ring(&mut self, sources: &Sources) -> Result<Rc<KeyRing>, NotLoaded> {
-        let passed_over = match &self.server_setting {
-            ServerSetting::Unset => false,
-            ServerSetting::PassedOver => true,
+        let mut passed_over = false;
+        match &self.server_setting {
+            ServerSetting::Unset => {}
+            ServerSetting::Text(_) if !sources.preloaded => passed_over = true,
             ServerSetting::Text(text) => {
                 let text = SecretText::new(text.expose().to_owned());
                 return self.load("colcrypt.key", &text);
             }
             ServerSetting::Refused(reason) => return Err(NotLoaded::Broken(reason.clone())),
-        };
+        }
         if let Some(path) = &sources.key_file {
             let name = format!("colcrypt.key_file \"{}\"", path.to_string_lossy());
             let path = Path::new(OsStr::from_bytes(path.to_bytes()));
@@ -386,15 +404,15 @@ pub(crate) fn check_setting(
             return Ok(origin);
         }
     };
-    // SAFETY: reads a variable of this backend. A parallel worker takes what its
-    // leader has already judged.
-    let worker = unsafe { pg_sys::ParallelWorkerNumber } >= 0;
-    if worker && origin == Origin::Session {
+    // A parallel worker takes what its leader has already judged, and without
+    // preload nobody will use the server's.
+    if is_worker() || (origin == Origin::Server && !preloaded()) {
+        if origin == Origin::Server {
+            offer(ServerSetting::Text(SecretText::new(
+                text.to_string_lossy().into_owned(),
+            )));
+        }
         return Ok(origin);
-    }
-    if origin == Origin::Server && !worker && !preloaded() {
-        offer(ServerSetting::PassedOver);
-        return Ok(Origin::PassedOver);
     }
     let parsed = match text.to_str() {
         Ok(text) => {
@@ -414,8 +432,14 @@ pub(crate) fn check_setting(
             Ok(origin)
         }
         Err(error) => {
-            if origin == Origin::Server {
-                offer(ServerSetting::Refused(format!("colcrypt.key: {error}.")));
+            match origin {
+                Origin::Server => offer(ServerSetting::Refused(format!("colcrypt.key: {error}."))),
+                // Later, a refused SET is an error and changes nothing. Now it
+                // would be a warning.
+                Origin::Session if DEFINING.get() => {
+                    STATE.with_borrow_mut(|state| state.session_refused = Some(error.clone()));
+                }
+                _ => {}
             }
             Err(Refusal {
                 code: PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
@@ -498,11 +522,14 @@ pub(crate) fn assign_setting(text: Option<&CStr>, origin: Origin) {
         .map(|text| SecretText::new(text.to_string_lossy().into_owned()));
     STATE.with_borrow_mut(|state| {
         state.session = None;
+        state.session_refused = None;
         match (origin, text) {
             (Origin::Session, text) => state.session = text,
             (Origin::Server, Some(text)) => state.assign_server(ServerSetting::Text(text)),
+            // A worker has the server's setting from its postmaster or from its own
+            // configuration: its leader does not hand it on.
+            (Origin::Server | Origin::Default, None) if is_worker() => {}
             (Origin::Server, None) => state.assign_server(ServerSetting::Unset),
-            (Origin::PassedOver, _) => state.assign_server(ServerSetting::PassedOver),
             // A refused setting of the server leaves the default in place.
             (Origin::Default, _) => {
                 if !matches!(state.server_setting, ServerSetting::Refused(_)) {
@@ -545,9 +572,11 @@ pub(crate) fn forget_plans() {
 
 /// The ids of the keys in `colcrypt.key`, for SHOW.
 pub(crate) fn setting_ids() -> String {
+    let server_counts = preloaded();
     let ids = STATE.with_borrow_mut(|state| {
         let text = match (&state.session, &state.server_setting) {
-            (Some(text), _) | (None, ServerSetting::Text(text)) => {
+            (Some(text), _) => SecretText::new(text.expose().to_owned()),
+            (None, ServerSetting::Text(text)) if server_counts => {
                 SecretText::new(text.expose().to_owned())
             }
             _ => return Vec::new(),

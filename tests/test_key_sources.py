@@ -498,24 +498,6 @@ def test_literals_in_prepared_statements_follow_a_reload_of_the_key_setting(
         literals_follow(session, old, new, rotate)
 
 
-def test_literals_in_prepared_statements_follow_a_reload_of_a_file_named_at_start(
-    make_cluster: MakeCluster,
-) -> None:
-    # A setting on the command line is not assigned again by a reload.
-    old, new = new_key(), new_key()
-    cluster = make_cluster(start=False)
-    path = cluster.write_file("ring.keys", old)
-    cluster.start(f"-c colcrypt.key_file={path}")
-    cluster.psql("CREATE EXTENSION colcrypt")
-    with cluster.connect() as session:
-
-        def rotate() -> None:
-            cluster.write_file("ring.keys", f"{new},{old}")
-            cluster.reload(session)
-
-        literals_follow(session, old, new, rotate)
-
-
 def literals_follow(
     session: psycopg.Connection, old: str, new: str, rotate: Callable[[], None]
 ) -> None:

@@ -16,7 +16,7 @@ use super::target::{Table, relation_name};
 use crate::error::Error;
 use crate::types::datum::{Varlena, first_bytes};
 use crate::types::encrypted_text::EncryptedTextBuf;
-use crate::{gucs, keyring, sealing};
+use crate::{compat, gucs, keyring, sealing};
 
 /// How often a long rotation says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
@@ -257,6 +257,7 @@ impl Walk {
                     return Ok(Outcome::Skipped);
                 };
                 self.fill_new_row(sealing::reseal(&value, plaintext)?);
+                self.compute_generated_columns();
                 let mut row = (*self.old).tts_tid;
                 let mut failure = pg_sys::TM_FailureData::default();
                 let mut lock_mode = pg_sys::LockTupleMode::LockTupleNoKeyExclusive;
@@ -356,6 +357,19 @@ impl Walk {
             let column = usize::try_from(self.table.attribute).expect("a user column") - 1;
             *new.tts_values.add(column) = value.into_raw();
             pg_sys::ExecStoreVirtualTuple(self.new);
+        }
+    }
+
+    /// Generated columns may tell of the stored bytes, through inspect() or
+    /// ciphertext().
+    unsafe fn compute_generated_columns(&self) {
+        // SAFETY: `new` holds a row. As if for an INSERT, so that every column is
+        // computed: there is no list of updated columns to go by.
+        unsafe {
+            let constraints = (*(*self.relation).rd_att).constr.as_ref();
+            if constraints.is_some_and(|constraints| constraints.has_generated_stored) {
+                compat::compute_stored_generated(self.result, self.executor, self.new);
+            }
         }
     }
 

@@ -43,6 +43,10 @@ impl Target {
         }
         let attribute = find_column(relation, column, &name)?;
         check_type(relation, attribute, column, &name, encrypted_text)?;
+        if is_generated(relation, attribute) {
+            let column = column.to_string_lossy().into_owned();
+            return Err(Error::GeneratedColumn { column });
+        }
         let mut tables = Vec::new();
         for oid in compat::find_all_inheritors(relation, lock) {
             match relation_kind(oid) {
@@ -101,25 +105,38 @@ fn check_kind(oid: pg_sys::Oid, name: &str) -> Result<(), Error> {
                 Ok(())
             };
         }
-        pg_sys::RELKIND_VIEW => ("view", "Rotate the table that the view reads."),
+        pg_sys::RELKIND_VIEW => ("a view", "Rotate the table that the view reads."),
         pg_sys::RELKIND_MATVIEW => (
-            "materialized view",
+            "a materialized view",
             "Rotate the table that it reads, then REFRESH MATERIALIZED VIEW.",
         ),
         pg_sys::RELKIND_FOREIGN_TABLE => (
-            "foreign table",
+            "a foreign table",
             "Rotate the column on the server that stores the table.",
         ),
-        pg_sys::RELKIND_INDEX | pg_sys::RELKIND_PARTITIONED_INDEX => ("index", ""),
-        pg_sys::RELKIND_SEQUENCE => ("sequence", ""),
-        pg_sys::RELKIND_COMPOSITE_TYPE => ("composite type", ""),
-        _ => ("relation of another kind", ""),
+        pg_sys::RELKIND_INDEX | pg_sys::RELKIND_PARTITIONED_INDEX => ("an index", ""),
+        pg_sys::RELKIND_SEQUENCE => ("a sequence", ""),
+        pg_sys::RELKIND_COMPOSITE_TYPE => ("a composite type", ""),
+        _ => ("a relation of another kind", ""),
     };
     Err(Error::NotTable {
         relation: name.to_owned(),
         kind,
         hint,
     })
+}
+
+/// Whether the column is computed from others of its row.
+fn is_generated(oid: pg_sys::Oid, attribute: i16) -> bool {
+    // SAFETY: the relation is locked and has this attribute; closed again at once.
+    unsafe {
+        let relation = pg_sys::RelationIdGetRelation(oid);
+        let descriptor = (*relation).rd_att;
+        let attributes = (*descriptor).attrs.as_slice((*descriptor).natts as usize);
+        let generated = attributes[attribute as usize - 1].attgenerated != 0;
+        pg_sys::RelationClose(relation);
+        generated
+    }
 }
 
 fn find_column(oid: pg_sys::Oid, column: &CStr, relation: &str) -> Result<i16, Error> {
