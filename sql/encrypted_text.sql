@@ -7,11 +7,11 @@
 CREATE TYPE encrypted_text;
 
 CREATE FUNCTION encrypted_text_in(cstring, oid, integer) RETURNS encrypted_text
-    AS 'MODULE_PATHNAME', 'encrypted_text_in_wrapper'
+    AS 'MODULE_PATHNAME', 'encrypted_text_in'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 
 CREATE FUNCTION encrypted_text_out(encrypted_text) RETURNS cstring
-    AS 'MODULE_PATHNAME', 'encrypted_text_out_wrapper'
+    AS 'MODULE_PATHNAME', 'encrypted_text_out'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 
 CREATE FUNCTION encrypted_text_recv(internal, oid, integer) RETURNS encrypted_text
@@ -60,7 +60,7 @@ COMMENT ON FUNCTION encrypted_text_typmod_out(integer) IS 'I/O typmod';
 -- functions, COALESCE and CASE work; on assignment to bpchar.
 
 CREATE FUNCTION encrypted_text_to_text(encrypted_text) RETURNS text
-    AS 'MODULE_PATHNAME', 'encrypted_text_to_text_wrapper'
+    AS 'MODULE_PATHNAME', 'encrypted_text_to_text'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION encrypted_text_to_text(encrypted_text) IS 'decrypt (implicit cast)';
 
@@ -75,7 +75,7 @@ CREATE CAST (encrypted_text AS bpchar)
 -- and a cast to text differ there is a function.
 
 CREATE FUNCTION encrypted_text_from_text(text, integer) RETURNS encrypted_text
-    AS 'MODULE_PATHNAME', 'encrypted_text_from_text_wrapper'
+    AS 'MODULE_PATHNAME', 'encrypted_text_from_text'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION encrypted_text_from_text(text, integer) IS 'encrypt (assignment cast)';
 

@@ -6,7 +6,7 @@ CREATE FUNCTION encrypt(value text) RETURNS encrypted_text
 COMMENT ON FUNCTION encrypt(text) IS 'encrypt a text under the primary key';
 
 CREATE FUNCTION decrypt(value encrypted_text) RETURNS text
-    AS 'MODULE_PATHNAME', 'encrypted_text_to_text_wrapper'
+    AS 'MODULE_PATHNAME', 'encrypted_text_to_text'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION decrypt(encrypted_text) IS 'decrypt; an error if that is not possible';
 

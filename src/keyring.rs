@@ -192,15 +192,21 @@ fn is_worker() -> bool {
 /// The keys in force. Cheap unless something changed.
 #[inline]
 pub(crate) fn current() -> Rc<ActiveRing> {
+    with_current(Rc::clone)
+}
+
+/// Lends the keys in force to `work`, which does not look for them itself.
+#[inline]
+pub(crate) fn with_current<T>(work: impl FnOnce(&Rc<ActiveRing>) -> T) -> T {
     // SAFETY: reads a variable that only this backend writes.
     let reload = unsafe { pg_sys::PgReloadTime };
     if ACTIVE.seen_reload.get() == reload
         && !ACTIVE.failed_earlier()
         && let Some(ring) = ACTIVE.ring.borrow().as_ref()
     {
-        return Rc::clone(ring);
+        return work(ring);
     }
-    refresh(reload)
+    work(&refresh(reload))
 }
 
 impl Active {

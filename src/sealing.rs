@@ -26,12 +26,15 @@ pub(crate) fn seal<B: Output>(text: &[u8]) -> Result<B, Error> {
 }
 
 fn seal_utf8<B: Output>(plaintext: &[u8]) -> Result<B, Error> {
-    let ring = keyring::current();
-    let key = ring.primary()?;
-    let suite = gucs::suite();
-    let mut sealed = B::zeroed(suite.sealed_len(plaintext.len()));
-    with_nonces(|nonces| key.seal(suite, Payload::Text, plaintext, nonces, sealed.bytes_mut()))?;
-    Ok(sealed)
+    keyring::with_current(|ring| {
+        let key = ring.primary()?;
+        let suite = gucs::suite();
+        let mut sealed = B::zeroed(suite.sealed_len(plaintext.len()));
+        with_nonces(|nonces| {
+            key.seal(suite, Payload::Text, plaintext, nonces, sealed.bytes_mut())
+        })?;
+        Ok(sealed)
+    })
 }
 
 /// What comes in as a value: plaintext, or with `colcrypt.input = 'ciphertext'`
@@ -54,7 +57,7 @@ pub(crate) fn take_in<B: Output>(text: &[u8], wire: Wire) -> Result<B, Error> {
 /// [`Error::BadTextForm`], [`Error::Damaged`].
 pub(crate) fn admit_ciphertext<B: Output>(text: &[u8], wire: Wire) -> Result<B, Error> {
     let stored = decode_text(text).map_err(|reason| Error::BadTextForm { reason, wire })?;
-    match open::<Vec<u8>>(&stored) {
+    match open::<Zeroizing<Vec<u8>>>(&stored) {
         Ok(_) | Err(Error::UnknownKey { .. } | Error::NoKeyRing { .. }) => {}
         Err(error) => return Err(error),
     }
@@ -70,14 +73,18 @@ pub(crate) fn admit_ciphertext<B: Output>(text: &[u8], wire: Wire) -> Result<B, 
 /// [`Error::Damaged`], [`Error::NotText`].
 pub(crate) fn open<B: Output>(stored: &[u8]) -> Result<B, Error> {
     let stored = Stored::parse(stored)?;
-    let ring = keyring::current();
-    let key = ring.find(stored.key_id())?;
-    let mut opened = B::zeroed(stored.plaintext_capacity());
-    let len = key
-        .open(&stored, Payload::Text, opened.bytes_mut())
-        .map_err(Error::damaged(key.id()))?;
-    opened.truncate(len);
-    check_text(opened.bytes_mut()).ok_or_else(|| Error::NotText { key: key.id() })?;
+    let mut opened = keyring::with_current(|ring| {
+        let key = ring.find(stored.key_id())?;
+        let mut opened = B::zeroed(stored.plaintext_capacity());
+        let len = key
+            .open(&stored, Payload::Text, opened.bytes_mut())
+            .map_err(Error::damaged(key.id()))?;
+        opened.truncate(len);
+        Ok::<B, Error>(opened)
+    })?;
+    check_text(opened.bytes_mut()).ok_or_else(|| Error::NotText {
+        key: stored.key_id(),
+    })?;
     if encoding::is_utf8() {
         return Ok(opened);
     }
@@ -117,10 +124,16 @@ pub(crate) fn reseal<B: Output>(
 fn check_text(text: &[u8]) -> Option<()> {
     // ASCII without NUL, most often: the high bit is clear in every byte and in
     // every byte less one. No early exit, so that it becomes vector instructions.
-    let high_bits = text
-        .iter()
-        .fold(0, |bits, byte| bits | byte | byte.wrapping_sub(1));
-    if high_bits < 0x80 {
+    let mut high_bits = [0; 32];
+    let (chunks, rest) = text.as_chunks::<32>();
+    let rest = rest.iter().copied();
+    let rest = rest.fold(0, |bits, byte| bits | byte | byte.wrapping_sub(1));
+    for chunk in chunks {
+        for (bits, byte) in high_bits.iter_mut().zip(chunk) {
+            *bits |= byte | byte.wrapping_sub(1);
+        }
+    }
+    if high_bits.iter().fold(rest, |all, bits| all | bits) < 0x80 {
         return Some(());
     }
     let text = core::str::from_utf8(text).ok()?;
@@ -141,9 +154,9 @@ fn with_nonces<T>(work: impl FnOnce(Nonces<'_>) -> T) -> T {
     work(nonces.in_process(process.cast_unsigned()))
 }
 
-impl Output for Vec<u8> {
+impl Output for Zeroizing<Vec<u8>> {
     fn zeroed(len: usize) -> Self {
-        vec![0; len]
+        Self::new(vec![0; len])
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
@@ -151,6 +164,6 @@ impl Output for Vec<u8> {
     }
 
     fn truncate(&mut self, len: usize) {
-        self.truncate(len);
+        (**self).truncate(len);
     }
 }

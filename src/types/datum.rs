@@ -2,7 +2,7 @@
 //! borrowed from the datum, results are written where PostgreSQL will read them.
 //! The unsafe code of the encrypted types is here.
 
-use core::ffi::c_char;
+use core::ffi::{CStr, c_char};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
@@ -41,6 +41,79 @@ pub(crate) struct VarlenaBuf<T> {
 pub(crate) struct CStringBuf {
     value: NonNull<u8>,
     len: usize,
+}
+
+/// Declares a C function (version 1 calling convention, src/include/fmgr.h) for
+/// what PostgreSQL calls once for every value. `#[pg_extern]` walks the arguments
+/// with an iterator, which takes a tenth of the time that opening a value takes.
+///
+/// The body turns a [`Call`] into the result's datum.
+macro_rules! per_value_function {
+    ($symbol:ident, $finfo:ident, |$call:ident| $body:expr) => {
+        #[doc(hidden)]
+        #[unsafe(no_mangle)]
+        pub extern "C" fn $finfo() -> &'static ::pgrx::pg_sys::Pg_finfo_record {
+            const V1: ::pgrx::pg_sys::Pg_finfo_record =
+                ::pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
+            &V1
+        }
+
+        #[doc(hidden)]
+        #[unsafe(no_mangle)]
+        #[::pgrx::pg_guard]
+        pub unsafe extern "C-unwind" fn $symbol(
+            call: ::pgrx::pg_sys::FunctionCallInfo,
+        ) -> ::pgrx::pg_sys::Datum {
+            // SAFETY: PostgreSQL calls the function with a live call.
+            let $call = unsafe { $crate::types::datum::Call::new(call) };
+            $body
+        }
+    };
+}
+pub(crate) use per_value_function;
+
+/// The arguments of a call of a strict function: none is null.
+pub(crate) struct Call<'a>(&'a pg_sys::FunctionCallInfoBaseData);
+
+impl<'a> Call<'a> {
+    /// # Safety
+    /// `call` is live, and no argument is null.
+    pub(crate) unsafe fn new(call: pg_sys::FunctionCallInfo) -> Self {
+        // SAFETY: by the caller's word.
+        Self(unsafe { &*call })
+    }
+
+    /// # Safety
+    /// The SQL function is declared with an argument of this number.
+    unsafe fn datum(&self, number: usize) -> pg_sys::Datum {
+        debug_assert!(
+            number < self.0.nargs as usize,
+            "declared with fewer arguments"
+        );
+        // SAFETY: by the caller's word the array is that long.
+        unsafe { (*self.0.args.as_ptr().add(number)).value }
+    }
+
+    /// # Safety
+    /// The SQL function declares this argument as of type `T`.
+    pub(crate) unsafe fn varlena<T>(&self, number: usize) -> Varlena<'a, T> {
+        // SAFETY: by the caller's word; arguments outlive the call.
+        unsafe { Varlena::from_raw(self.datum(number)) }
+    }
+
+    /// # Safety
+    /// The SQL function declares this argument as `cstring`.
+    pub(crate) unsafe fn cstring(&self, number: usize) -> &'a CStr {
+        // SAFETY: by the caller's word.
+        unsafe { CStr::from_ptr(self.datum(number).cast_mut_ptr()) }
+    }
+
+    /// # Safety
+    /// The SQL function declares this argument as `integer`.
+    pub(crate) unsafe fn int4(&self, number: usize) -> i32 {
+        // SAFETY: by the caller's word.
+        unsafe { self.datum(number).value() as i32 }
+    }
 }
 
 /// Somewhere to write a result of known or bounded length.
@@ -180,6 +253,13 @@ impl<T> VarlenaBuf<T> {
     }
 }
 
+impl CStringBuf {
+    /// The datum; the memory context owns the string from here on.
+    pub(crate) fn into_raw(self) -> pg_sys::Datum {
+        self.value.as_ptr().cast::<c_char>().into()
+    }
+}
+
 impl Output for CStringBuf {
     fn zeroed(len: usize) -> Self {
         // The last byte ends the string.
@@ -235,7 +315,7 @@ unsafe impl<T> BoxRet for VarlenaBuf<T> {
 unsafe impl BoxRet for CStringBuf {
     unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
         // SAFETY: a C string, which the function is declared to return.
-        unsafe { fcinfo.return_raw_datum(self.value.as_ptr().cast::<c_char>().into()) }
+        unsafe { fcinfo.return_raw_datum(self.into_raw()) }
     }
 }
 

@@ -40,7 +40,7 @@ pub enum Payload {
 /// A stored value, taken apart: `header | body`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored<'a> {
-    key_id: KeyId,
+    header: &'a [u8; HEADER_LEN],
     pub(crate) body: Body<'a>,
 }
 
@@ -87,7 +87,7 @@ impl<'a> Stored<'a> {
     #[inline]
     pub fn parse(stored: &'a [u8]) -> Result<Self, Malformed> {
         let (header, body) = stored.split_first_chunk().ok_or(Malformed)?;
-        let (suite, key_id) = Self::parse_header(header)?;
+        let (suite, _) = Self::parse_header(header)?;
         let body = match suite {
             Suite::Xaes256Gcm => {
                 let (nonce, rest) = body.split_first_chunk().ok_or(Malformed)?;
@@ -125,7 +125,7 @@ impl<'a> Stored<'a> {
                 }
             }
         };
-        Ok(Self { key_id, body })
+        Ok(Self { header, body })
     }
 
     /// Suite and key of a value, from its first 5 bytes alone.
@@ -150,7 +150,13 @@ impl<'a> Stored<'a> {
 
     /// The key the value is sealed under.
     pub fn key_id(&self) -> KeyId {
-        self.key_id
+        let [_, a, b, c, d] = *self.header;
+        KeyId([a, b, c, d])
+    }
+
+    /// The format byte and the key id.
+    pub(crate) fn header(&self) -> &'a [u8; HEADER_LEN] {
+        self.header
     }
 
     /// Length of the plaintext in bytes; `None` for Fernet, whose padding hides
@@ -199,7 +205,7 @@ impl<'a> Stored<'a> {
 
     /// Writes the value out again.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = header(self.suite(), self.key_id).to_vec();
+        let mut out = self.header.to_vec();
         match self.body {
             Body::Xaes256Gcm {
                 nonce,
@@ -235,15 +241,6 @@ impl<'a> Stored<'a> {
             }
         }
         out
-    }
-
-    /// The stored value of a Fernet token that `key_id` is known to open.
-    pub(crate) fn from_fernet(key_id: KeyId, token: &'a [u8]) -> Result<Self, Malformed> {
-        check_fernet(token)?;
-        Ok(Self {
-            key_id,
-            body: Body::Fernet { token },
-        })
     }
 }
 

@@ -1,26 +1,28 @@
 //! Text and binary input and output. The binary form is that of `text`, so that
 //! binary drivers and binary COPY see text.
 
-use core::ffi::CStr;
-
 use pgrx::prelude::*;
 
 use super::{ByteaBuf, EncryptedText, EncryptedTextBuf, TextBuf, typmod};
 use crate::error::{Error, Wire};
 use crate::sealing;
-use crate::types::datum::{CStringBuf, Output};
+use crate::types::datum::{CStringBuf, Output, per_value_function};
 
-#[pg_extern(sql = false)]
-fn encrypted_text_in(text: &CStr, _element: pg_sys::Oid, modifier: i32) -> EncryptedTextBuf {
-    Error::unwrap_or_raise(
+per_value_function!(encrypted_text_in, pg_finfo_encrypted_text_in, |call| {
+    // SAFETY: declared as (cstring, oid, integer), strict.
+    let (text, modifier) = unsafe { (call.cstring(0), call.int4(2)) };
+    let sealed: EncryptedTextBuf = Error::unwrap_or_raise(
         typmod::check(modifier).and_then(|()| sealing::take_in(text.to_bytes(), Wire::Text)),
-    )
-}
+    );
+    sealed.into_raw()
+});
 
-#[pg_extern(sql = false)]
-fn encrypted_text_out(value: EncryptedText<'_>) -> CStringBuf {
-    Error::unwrap_or_raise(sealing::open(&value))
-}
+per_value_function!(encrypted_text_out, pg_finfo_encrypted_text_out, |call| {
+    // SAFETY: declared as (encrypted_text), strict.
+    let value: EncryptedText<'_> = unsafe { call.varlena(0) };
+    let text: CStringBuf = Error::unwrap_or_raise(sealing::open(&value));
+    text.into_raw()
+});
 
 #[pg_extern(sql = false)]
 fn encrypted_text_recv(

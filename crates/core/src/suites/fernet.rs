@@ -6,8 +6,8 @@ use base64::engine::general_purpose::URL_SAFE;
 use zeroize::Zeroizing;
 
 use crate::key::Key;
-use crate::stored::{Payload, Stored};
-use crate::suites::OpenError;
+use crate::stored::{Payload, Stored, header};
+use crate::suites::{OpenError, Suite};
 
 /// The clock skew that the `fernet` crate permits, in seconds.
 const CLOCK_SKEW: u64 = 60;
@@ -51,9 +51,10 @@ impl Key {
     /// # Errors
     /// [`OpenError`].
     pub fn adopt_fernet(&self, token: &[u8]) -> Result<Vec<u8>, OpenError> {
-        let stored = Stored::from_fernet(self.id(), token).map_err(|_| OpenError)?;
+        let bytes = [&header(Suite::Fernet, self.id()), token].concat();
+        let stored = Stored::parse(&bytes).map_err(|_| OpenError)?;
         let mut plaintext = Zeroizing::new(vec![0; stored.plaintext_capacity()]);
         self.open(&stored, Payload::Text, &mut plaintext)?;
-        Ok(stored.to_bytes())
+        Ok(bytes)
     }
 }

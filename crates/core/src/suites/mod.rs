@@ -155,8 +155,8 @@ impl Key {
         if stored.key_id() != self.id() {
             return Err(OpenError);
         }
-        let header = header(stored.suite(), stored.key_id());
-        let aad = aad(header, payload);
+        let header = stored.header();
+        let aad = aad(*header, payload);
         match stored.body {
             Body::Xaes256Gcm {
                 nonce,
@@ -182,7 +182,7 @@ impl Key {
                 ciphertext,
                 tag,
             } => {
-                let data_key = envelope::unwrap(self.wrap(), wrap_nonce, &header, wrapped_key)?;
+                let data_key = envelope::unwrap(self.wrap(), wrap_nonce, header, wrapped_key)?;
                 data_key.open(nonce, &aad, ciphertext, tag, out)?;
                 Ok(ciphertext.len())
             }
