@@ -31,6 +31,10 @@ CREATE FUNCTION encrypted_text_typmod_out(integer) RETURNS cstring
     AS 'MODULE_PATHNAME', 'encrypted_text_typmod_out_wrapper'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 
+CREATE FUNCTION encrypted_text_typanalyze(internal) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'encrypted_text_typanalyze'
+    LANGUAGE c STABLE STRICT;
+
 -- Not COLLATABLE: ciphertext has no order that a collation could give it.
 -- STORAGE external: ciphertext does not compress.
 CREATE TYPE encrypted_text (
@@ -40,6 +44,7 @@ CREATE TYPE encrypted_text (
     SEND = encrypted_text_send,
     TYPMOD_IN = encrypted_text_typmod_in,
     TYPMOD_OUT = encrypted_text_typmod_out,
+    ANALYZE = encrypted_text_typanalyze,
     INTERNALLENGTH = VARIABLE,
     ALIGNMENT = int4,
     STORAGE = external,

@@ -18,6 +18,19 @@ mod raw {
             command: pg_sys::CmdType::Type,
         );
 
+        // src/include/utils/sortsupport.h
+        pub(super) fn ssup_datum_unsigned_cmp(
+            left: pg_sys::Datum,
+            right: pg_sys::Datum,
+            support: pg_sys::SortSupport,
+        ) -> i32;
+        // src/include/executor/executor.h
+        pub(super) fn standard_ExecutorRun(
+            query: *mut pg_sys::QueryDesc,
+            direction: pg_sys::ScanDirection::Type,
+            count: u64,
+            execute_once: bool,
+        );
         // src/include/catalog/pg_inherits.h
         pub(super) fn find_all_inheritors(
             parent: pg_sys::Oid,
@@ -114,5 +127,104 @@ pub(crate) fn type_oid(name: &core::ffi::CStr, schema: pg_sys::Oid) -> pg_sys::O
             pg_sys::Datum::null(),
             pg_sys::Datum::null(),
         )
+    }
+}
+
+/// PostgreSQL's comparison of abbreviated keys as unsigned numbers. By this
+/// address PostgreSQL knows that it may use its specialized sort (tuplesort.c).
+pub(crate) fn compare_unsigned()
+-> unsafe extern "C-unwind" fn(pg_sys::Datum, pg_sys::Datum, pg_sys::SortSupport) -> i32 {
+    raw::ssup_datum_unsigned_cmp
+}
+
+/// What PostgreSQL runs a query with, for a hook to pass on to. An error jumps
+/// over the caller's frame, which must have nothing to clean up.
+///
+/// # Safety
+/// As the executor asks.
+pub(crate) unsafe fn standard_executor_run(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+    execute_once: bool,
+) {
+    // SAFETY: by the caller's word.
+    unsafe { raw::standard_ExecutorRun(query, direction, count, execute_once) };
+}
+
+/// Whether this backend runs a VACUUM that is not a VACUUM FULL.
+pub(crate) fn in_vacuum() -> bool {
+    // SAFETY: a backend has a PGPROC, whose flags only it writes.
+    unsafe {
+        pg_sys::MyProc
+            .as_ref()
+            .is_some_and(|process| u32::from(process.statusFlags) & pg_sys::PROC_IN_VACUUM != 0)
+    }
+}
+
+/// Whether this is an autovacuum worker.
+pub(crate) fn is_autovacuum() -> bool {
+    // SAFETY: reads a variable of this backend.
+    unsafe { pg_sys::MyBackendType == pg_sys::BackendType::B_AUTOVAC_WORKER }
+}
+
+/// The owner of a relation; invalid if there is none.
+pub(crate) fn relation_owner(oid: pg_sys::Oid) -> pg_sys::Oid {
+    // SAFETY: a syscache look-up; the row is copied from before it is released.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, oid.into());
+        if tuple.is_null() {
+            return pg_sys::InvalidOid;
+        }
+        let class: pg_sys::Form_pg_class = pg_sys::GETSTRUCT(tuple).cast();
+        let owner = (*class).relowner;
+        pg_sys::ReleaseSysCache(tuple);
+        owner
+    }
+}
+
+/// The schema that an extension was created in.
+///
+/// # Safety
+/// In a transaction.
+unsafe fn extension_schema(extension: pg_sys::Oid) -> pg_sys::Oid {
+    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    let mut schema = pg_sys::InvalidOid;
+    // SAFETY: a scan of a catalog that has few rows.
+    unsafe {
+        let relation = pg_sys::table_open(pg_sys::ExtensionRelationId, lock);
+        let null = core::ptr::null_mut();
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            pg_sys::InvalidOid,
+            false,
+            null,
+            0,
+            core::ptr::null_mut(),
+        );
+        loop {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            let row: pg_sys::Form_pg_extension = pg_sys::GETSTRUCT(tuple).cast();
+            if (*row).oid == extension {
+                schema = (*row).extnamespace;
+            }
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, lock);
+    }
+    schema
+}
+
+/// The OID of `encrypted_text`; invalid if the extension is not there.
+pub(crate) fn encrypted_text_oid() -> pg_sys::Oid {
+    // SAFETY: catalog look-ups.
+    unsafe {
+        match pg_sys::get_extension_oid(c"colcrypt".as_ptr(), true) {
+            pg_sys::InvalidOid => pg_sys::InvalidOid,
+            extension => type_oid(c"encrypted_text", extension_schema(extension)),
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use pgrx::prelude::*;
 
-use crate::{gucs, keyring};
+use crate::{gucs, keyring, search};
 
 /// Called by `src/cpu.c` once the CPU is known to be good enough.
 #[pg_guard]
@@ -10,6 +10,7 @@ use crate::{gucs, keyring};
 extern "C-unwind" fn colcrypt_init() {
     keyring::note_preload();
     gucs::define();
+    search::install();
 }
 
 // PostgreSQL calls `_PG_init` when it loads the library. It is one jump, so that

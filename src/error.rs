@@ -41,6 +41,14 @@ pub(crate) enum Error {
     NotFernet,
     #[error("encryption key {name} does not exist")]
     UnknownKeyName { name: String },
+    #[error("this database has no index key yet")]
+    NoIndexKey { reason: &'static str },
+    #[error("managed key {key} could not be unwrapped under key {wrapping}")]
+    DamagedKey { key: KeyId, wrapping: KeyId },
+    #[error("key table colcrypt.key is not usable: {0}")]
+    KeyTable(&'static str),
+    #[error("encrypted values have no order")]
+    NoOrder,
     #[error("invalid type modifier for type encrypted_text")]
     BadTypmod,
     #[error("{0}")]
@@ -125,11 +133,12 @@ impl Error {
     fn code(&self) -> PgSqlErrorCode {
         use PgSqlErrorCode as Code;
         match self {
-            Self::NoKeyRing { .. } | Self::UnknownKey { .. } => {
+            Self::NoKeyRing { .. } | Self::UnknownKey { .. } | Self::NoIndexKey { .. } => {
                 Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
             }
             Self::Damaged { .. }
             | Self::Malformed
+            | Self::DamagedKey { .. }
             | Self::NotText { .. }
             | Self::ForeignFernetToken => Code::ERRCODE_DATA_CORRUPTED,
             Self::Unrepresentable => Code::ERRCODE_UNTRANSLATABLE_CHARACTER,
@@ -146,7 +155,8 @@ impl Error {
                 Code::ERRCODE_INVALID_PARAMETER_VALUE
             }
             Self::UnknownKeyName { .. } => Code::ERRCODE_UNDEFINED_OBJECT,
-            Self::Random(_) => Code::ERRCODE_INTERNAL_ERROR,
+            Self::Random(_) | Self::KeyTable(_) => Code::ERRCODE_INTERNAL_ERROR,
+            Self::NoOrder => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::NoRelation(_) => Code::ERRCODE_UNDEFINED_TABLE,
             Self::NotTable { .. } => Code::ERRCODE_WRONG_OBJECT_TYPE,
             Self::OtherTemp => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
@@ -166,6 +176,7 @@ impl Error {
                 let ids: Vec<_> = loaded.iter().map(ToString::to_string).collect();
                 Some(format!("Keys in the ring: {}.", ids.join(", ")))
             }
+            Self::NoIndexKey { reason } => Some((*reason).to_owned()),
             Self::BadTextForm { reason, .. } | Self::BadFernetToken { reason } => {
                 let reason = reason.to_string();
                 let (first, rest) = reason.split_at(1);
@@ -209,6 +220,16 @@ impl Error {
             Self::UnknownKeyName { .. } => {
                 "A type modifier of encrypted_text names a managed key; this database has none of \
                  that name."
+            }
+            Self::NoIndexKey { .. } => {
+                "Comparing encrypted values needs it. SELECT colcrypt.create_index_key() makes it, \
+                 in a transaction that can write, on the primary server."
+            }
+            Self::DamagedKey { .. } => {
+                "Its row in colcrypt.key was changed or damaged. Restore the row from a backup."
+            }
+            Self::NoOrder => {
+                "Cast to text to compare by plaintext: col::text < 'x', ORDER BY col::text."
             }
             Self::BadTypmod => "Write encrypted_text, or encrypted_text(name_of_a_key).",
             Self::NotTable { hint, .. } | Self::WrongType { hint, .. } => hint,

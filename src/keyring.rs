@@ -56,6 +56,8 @@ pub(crate) struct ActiveRing {
     server: Option<Rc<KeyRing>>,
     /// Why there is no server ring.
     reason: Option<String>,
+    /// Another number than any ring before it in this backend.
+    generation: u64,
 }
 
 impl ActiveRing {
@@ -92,6 +94,23 @@ impl ActiveRing {
             },
             Err(no_ring) => no_ring,
         }
+    }
+
+    /// The key that wraps what all sessions share: the server's primary, or the
+    /// session's where the server has none.
+    ///
+    /// # Errors
+    /// [`Error::NoKeyRing`].
+    pub(crate) fn wrapping_key(&self) -> Result<&Key, Error> {
+        match &self.server {
+            Some(ring) => Ok(ring.primary()),
+            None => self.primary(),
+        }
+    }
+
+    /// Tells this ring from those before it.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Every key, the primary first.
@@ -156,6 +175,7 @@ static ACTIVE: BackendLocal<Active> = BackendLocal::new(Active {
     ring: RefCell::new(None),
     seen_reload: Cell::new(0),
     failed_statement: Cell::new(None),
+    generation: Cell::new(0),
 });
 
 /// The ring in force and until when it is.
@@ -166,6 +186,8 @@ struct Active {
     /// If there are no keys: the statement that found none. The next one looks
     /// again.
     failed_statement: Cell<Option<i64>>,
+    /// How many rings there were.
+    generation: Cell<u64>,
 }
 
 /// Rings that are kept parsed: the server's, the session's, and two that `SET
@@ -224,7 +246,9 @@ impl Active {
 fn refresh(reload: i64) -> Rc<ActiveRing> {
     let reloaded = ACTIVE.seen_reload.replace(reload) != reload;
     let sources = Sources::from_settings();
-    let (active, failure) = STATE.with_borrow_mut(|state| state.refresh(&sources, reloaded));
+    let (mut active, failure) = STATE.with_borrow_mut(|state| state.refresh(&sources, reloaded));
+    active.generation = ACTIVE.generation.get() + 1;
+    ACTIVE.generation.set(active.generation);
     let active = Rc::new(active);
     if let Some(reason) = failure {
         pgrx::log!("colcrypt: key ring not reloaded, the old one stays in force: {reason}");
@@ -314,12 +338,14 @@ impl State {
                 session,
                 server: self.server.clone(),
                 reason,
+                generation: 0,
             },
             // The server's keys must not stand in for the session's.
             Err(error) => ActiveRing {
                 session: None,
                 server: None,
                 reason: Some(format!("colcrypt.key of the session: {error}.")),
+                generation: 0,
             },
         };
         (active, failure)

@@ -15,8 +15,10 @@ mod entry;
 mod error;
 mod gucs;
 mod keyring;
+mod managed_keys;
 mod rotation;
 mod sealing;
+mod search;
 mod types;
 
 #[cfg(any(test, feature = "pg_test"))]
@@ -36,9 +38,19 @@ extension_sql_file!(
 );
 extension_sql_file!("../sql/admin.sql", name = "admin", requires = ["functions"]);
 extension_sql_file!(
+    "../sql/managed_keys.sql",
+    name = "managed_keys",
+    requires = ["admin"]
+);
+extension_sql_file!(
+    "../sql/search.sql",
+    name = "search",
+    requires = ["managed_keys"]
+);
+extension_sql_file!(
     "../sql/rotation.sql",
     name = "rotation",
-    requires = ["admin"]
+    requires = ["search"]
 );
 
 /// This module is required by `cargo pgrx test`.

@@ -94,29 +94,35 @@ pub(crate) fn open<B: Output>(stored: &[u8]) -> Result<B, Error> {
     Ok(converted)
 }
 
-/// Seals an opened value again, as a new value gets sealed. Bytes for bytes: what
-/// is text is not asked. `plaintext` is room that the caller reuses.
+/// Opens a stored value into `room`, which the caller reuses, and gives the
+/// plaintext in UTF-8. Bytes for bytes: what is text is not asked.
 ///
 /// # Errors
-/// As [`open`] and [`seal`].
-pub(crate) fn reseal<B: Output>(
+/// As [`open`], but for [`Error::NotText`].
+pub(crate) fn open_utf8<'a>(
     stored: &[u8],
-    plaintext: &mut Zeroizing<Vec<u8>>,
-) -> Result<B, Error> {
+    room: &'a mut Zeroizing<Vec<u8>>,
+) -> Result<&'a [u8], Error> {
     let stored = Stored::parse(stored)?;
-    let ring = keyring::current();
-    let key = ring.find(stored.key_id())?;
-    if plaintext.len() < stored.plaintext_capacity() {
-        *plaintext = Zeroizing::new(vec![0; stored.plaintext_capacity()]);
+    let capacity = stored.plaintext_capacity();
+    if room.len() < capacity {
+        *room = Zeroizing::new(vec![0; capacity]);
     }
-    let len = key
-        .open(
-            &stored,
-            Payload::Text,
-            &mut plaintext[..stored.plaintext_capacity()],
-        )
-        .map_err(Error::damaged(key.id()))?;
-    seal_utf8(&plaintext[..len])
+    let len = keyring::with_current(|ring| {
+        let key = ring.find(stored.key_id())?;
+        key.open(&stored, Payload::Text, &mut room[..capacity])
+            .map_err(Error::damaged(key.id()))
+    })?;
+    Ok(&room[..len])
+}
+
+/// Seals an opened value again, as a new value gets sealed. `room` is for the
+/// plaintext.
+///
+/// # Errors
+/// As [`open_utf8`] and [`seal`].
+pub(crate) fn reseal<B: Output>(stored: &[u8], room: &mut Zeroizing<Vec<u8>>) -> Result<B, Error> {
+    seal_utf8(open_utf8(stored, room)?)
 }
 
 /// Authentic is not the same as valid: a Fernet token may hold any bytes, and

@@ -49,25 +49,25 @@ pub(crate) struct CStringBuf {
 ///
 /// The body turns a [`Call`] into the result's datum.
 macro_rules! per_value_function {
-    ($symbol:ident, $finfo:ident, |$call:ident| $body:expr) => {
-        #[doc(hidden)]
-        #[unsafe(no_mangle)]
-        pub extern "C" fn $finfo() -> &'static ::pgrx::pg_sys::Pg_finfo_record {
-            const V1: ::pgrx::pg_sys::Pg_finfo_record =
-                ::pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
-            &V1
-        }
+    ($symbol:expr, |$call:ident| $body:expr) => {
+        const _: () = {
+            #[unsafe(export_name = concat!("pg_finfo_", $symbol))]
+            extern "C" fn finfo() -> &'static ::pgrx::pg_sys::Pg_finfo_record {
+                const V1: ::pgrx::pg_sys::Pg_finfo_record =
+                    ::pgrx::pg_sys::Pg_finfo_record { api_version: 1 };
+                &V1
+            }
 
-        #[doc(hidden)]
-        #[unsafe(no_mangle)]
-        #[::pgrx::pg_guard]
-        pub unsafe extern "C-unwind" fn $symbol(
-            call: ::pgrx::pg_sys::FunctionCallInfo,
-        ) -> ::pgrx::pg_sys::Datum {
-            // SAFETY: PostgreSQL calls the function with a live call.
-            let $call = unsafe { $crate::types::datum::Call::new(call) };
-            $body
-        }
+            #[unsafe(export_name = $symbol)]
+            #[::pgrx::pg_guard]
+            unsafe extern "C-unwind" fn function(
+                call: ::pgrx::pg_sys::FunctionCallInfo,
+            ) -> ::pgrx::pg_sys::Datum {
+                // SAFETY: PostgreSQL calls the function with a live call.
+                let $call = unsafe { $crate::types::datum::Call::new(call) };
+                $body
+            }
+        };
     };
 }
 pub(crate) use per_value_function;
@@ -99,6 +99,40 @@ impl<'a> Call<'a> {
     pub(crate) unsafe fn varlena<T>(&self, number: usize) -> Varlena<'a, T> {
         // SAFETY: by the caller's word; arguments outlive the call.
         unsafe { Varlena::from_raw(self.datum(number)) }
+    }
+
+    /// As `varlena`, for functions that are called with a long-lived memory
+    /// context: a copy that detoasting made is freed on drop.
+    ///
+    /// # Safety
+    /// The SQL function declares this argument as a varlena.
+    pub(crate) unsafe fn detoasted(&self, number: usize) -> Detoasted<'a> {
+        // SAFETY: by the caller's word.
+        unsafe { Detoasted::from_raw(self.datum(number)) }
+    }
+
+    /// # Safety
+    /// The SQL function declares this argument as `internal`, a `T`.
+    pub(crate) unsafe fn internal<T>(&self, number: usize) -> *mut T {
+        // SAFETY: by the caller's word.
+        unsafe { self.datum(number).cast_mut_ptr() }
+    }
+
+    /// What a trigger function is called with; `None` if it is called otherwise.
+    pub(crate) fn trigger(&self) -> Option<&'a pg_sys::TriggerData> {
+        // SAFETY: the context is null or a node that says what it is.
+        unsafe {
+            let context = self.0.context.as_ref()?;
+            (context.type_ == pg_sys::NodeTag::T_TriggerData)
+                .then(|| &*core::ptr::from_ref(context).cast::<pg_sys::TriggerData>())
+        }
+    }
+
+    /// # Safety
+    /// The SQL function declares this argument as `bigint`.
+    pub(crate) unsafe fn int8(&self, number: usize) -> i64 {
+        // SAFETY: by the caller's word.
+        unsafe { self.datum(number).value() as i64 }
     }
 
     /// # Safety
@@ -162,6 +196,51 @@ impl<T> Varlena<'_, T> {
     }
 }
 
+/// The bytes of a varlena, in place or in a copy that is freed on drop.
+pub(crate) struct Detoasted<'a> {
+    bytes: &'a [u8],
+    copy: *mut pg_sys::varlena,
+}
+
+impl Detoasted<'_> {
+    /// # Safety
+    /// `datum` is a valid, non-null varlena datum that outlives `self`.
+    pub(crate) unsafe fn from_raw(datum: pg_sys::Datum) -> Self {
+        // SAFETY: as in `Varlena::from_raw`.
+        unsafe {
+            let value: *mut pg_sys::varlena = datum.cast_mut_ptr();
+            let (packed, copy) = if is_plain(value) {
+                (value, core::ptr::null_mut())
+            } else {
+                let copy = pg_sys::pg_detoast_datum_packed(value);
+                (copy, copy)
+            };
+            let bytes = core::slice::from_raw_parts(
+                varlena::vardata_any(packed).cast(),
+                varlena::varsize_any_exhdr(packed),
+            );
+            Self { bytes, copy }
+        }
+    }
+}
+
+impl core::ops::Deref for Detoasted<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+impl Drop for Detoasted<'_> {
+    fn drop(&mut self) {
+        if !self.copy.is_null() {
+            // SAFETY: palloc'd by detoasting; nothing else refers to it.
+            unsafe { pg_sys::pfree(self.copy.cast()) };
+        }
+    }
+}
+
 /// Whether a varlena can be read where it is. Saves the common case a call
 /// through pgrx's guard.
 ///
@@ -170,6 +249,15 @@ impl<T> Varlena<'_, T> {
 unsafe fn is_plain(value: *const pg_sys::varlena) -> bool {
     // SAFETY: a varlena has at least its first header byte.
     unsafe { !varlena::varatt_is_1b_e(value) && !varlena::varatt_is_4b_c(value) }
+}
+
+/// How many bytes a value takes where it is stored, with its length word.
+///
+/// # Safety
+/// `datum` is a valid, non-null varlena datum.
+pub(crate) unsafe fn stored_size(datum: pg_sys::Datum) -> usize {
+    // SAFETY: by the caller's word.
+    unsafe { pg_sys::toast_datum_size(datum) }
 }
 
 /// The first `N` bytes of a stored value, without fetching the rest of one that

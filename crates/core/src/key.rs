@@ -33,6 +33,7 @@ pub struct Key {
     xaes: OnceCell<Box<Xaes256Gcm>>,
     aes: OnceCell<Box<Aes256Gcm>>,
     wrap: OnceCell<Box<Aes256Gcm>>,
+    key_wrap: OnceCell<Box<Aes256Gcm>>,
     fernet: OnceCell<fernet::Fernet>,
 }
 
@@ -45,6 +46,7 @@ impl Key {
             xaes: OnceCell::new(),
             aes: OnceCell::new(),
             wrap: OnceCell::new(),
+            key_wrap: OnceCell::new(),
             fernet: OnceCell::new(),
         }
     }
@@ -68,6 +70,12 @@ impl Key {
     pub(crate) fn wrap(&self) -> &Aes256Gcm {
         self.wrap
             .get_or_init(|| Box::new(Aes256Gcm::new(self.subkey(Suite::Envelope).expose())))
+    }
+
+    /// The cipher that wraps managed keys.
+    pub(crate) fn key_wrap(&self) -> &Aes256Gcm {
+        self.key_wrap
+            .get_or_init(|| Box::new(Aes256Gcm::new(kdf::subkey(&self.secret, "wrap").expose())))
     }
 
     /// Fernet takes the 32 bytes as they are: it must interoperate.

@@ -9,6 +9,7 @@
 #![deny(missing_docs)]
 
 mod aead;
+mod blind_index;
 mod kdf;
 mod key;
 mod modifier;
@@ -19,10 +20,13 @@ mod secret;
 mod source;
 mod stored;
 pub mod suites;
+mod tag_memory;
 mod text_form;
 #[cfg(test)]
 mod vectors;
+mod wrapping;
 
+pub use blind_index::{IndexKey, Tag};
 pub use key::{Key, KeyId};
 pub use modifier::{modifier_from_name, parse_modifier, show_modifier};
 pub use nonce::{NonceSource, Nonces, RandomError};
@@ -32,7 +36,9 @@ pub use secret::{SecretKey, SecretText};
 pub use source::{MAX_RING_TEXT, SourceError, read_environment, read_key_file};
 pub use stored::{FORMAT_VERSION, Malformed, Payload, Stored};
 pub use suites::{OpenError, SealError, Suite};
+pub use tag_memory::TagMemory;
 pub use text_form::{
     PREFIX as TEXT_PREFIX, TextFormError, decode as decode_text, encode as encode_text, fernet_raw,
     fernet_token, is_reserved,
 };
+pub use wrapping::{KeyIdentity, UnwrapError, WRAPPED_KEY_LEN, fingerprint, unwrap_key, wrap_key};

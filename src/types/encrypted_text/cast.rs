@@ -8,26 +8,18 @@ use crate::sealing;
 use crate::types::datum::per_value_function;
 
 // Decrypts: to text, and so to varchar and bpchar.
-per_value_function!(
-    encrypted_text_to_text,
-    pg_finfo_encrypted_text_to_text,
-    |call| {
-        // SAFETY: declared as (encrypted_text), strict.
-        let value: EncryptedText<'_> = unsafe { call.varlena(0) };
-        let text: TextBuf = Error::unwrap_or_raise(sealing::open(&value));
-        text.into_raw()
-    }
-);
+per_value_function!("encrypted_text_to_text", |call| {
+    // SAFETY: declared as (encrypted_text), strict.
+    let value: EncryptedText<'_> = unsafe { call.varlena(0) };
+    let text: TextBuf = Error::unwrap_or_raise(sealing::open(&value));
+    text.into_raw()
+});
 
-per_value_function!(
-    encrypted_text_from_text,
-    pg_finfo_encrypted_text_from_text,
-    |call| {
-        // SAFETY: declared as (text, integer), strict.
-        let (text, modifier): (Text<'_>, _) = unsafe { (call.varlena(0), call.int4(1)) };
-        take_in(&text, modifier).into_raw()
-    }
-);
+per_value_function!("encrypted_text_from_text", |call| {
+    // SAFETY: declared as (text, integer), strict.
+    let (text, modifier): (Text<'_>, _) = unsafe { (call.varlena(0), call.int4(1)) };
+    take_in(&text, modifier).into_raw()
+});
 
 /// Without the padding, as a cast to text gives it (`rtrim1()` in PostgreSQL).
 #[pg_extern(sql = false)]

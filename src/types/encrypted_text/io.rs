@@ -8,7 +8,7 @@ use crate::error::{Error, Wire};
 use crate::sealing;
 use crate::types::datum::{CStringBuf, Output, per_value_function};
 
-per_value_function!(encrypted_text_in, pg_finfo_encrypted_text_in, |call| {
+per_value_function!("encrypted_text_in", |call| {
     // SAFETY: declared as (cstring, oid, integer), strict.
     let (text, modifier) = unsafe { (call.cstring(0), call.int4(2)) };
     let sealed: EncryptedTextBuf = Error::unwrap_or_raise(
@@ -17,7 +17,7 @@ per_value_function!(encrypted_text_in, pg_finfo_encrypted_text_in, |call| {
     sealed.into_raw()
 });
 
-per_value_function!(encrypted_text_out, pg_finfo_encrypted_text_out, |call| {
+per_value_function!("encrypted_text_out", |call| {
     // SAFETY: declared as (encrypted_text), strict.
     let value: EncryptedText<'_> = unsafe { call.varlena(0) };
     let text: CStringBuf = Error::unwrap_or_raise(sealing::open(&value));
