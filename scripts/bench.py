@@ -49,17 +49,26 @@ def report(bench: Bench, rows: int, repeats: int) -> None:
         ("SELECT sum(length(col))", bench.scan, 1.6),
         ("COPY ... TO STDOUT", bench.copy_out, 1.6),
         ("bulk INSERT ... SELECT", bench.bulk_insert, 1.6),
-        ("rotation, to UPDATE SET c = c", bench.rewrite, 1.5),
         ("one-row INSERT (pgbench)", bench.insert_one, 1.1),
+        ("one-row INSERT, UNIQUE (pgbench)", bench.insert_unique, 1.4),
+        ("CREATE INDEX, btree", bench.create_btree, 3.0),
+        ("CREATE INDEX, hash", bench.create_hash, 3.0),
+        ("point lookup, btree (pgbench)", bench.look_up_btree, 1.1),
+        ("point lookup, hash (pgbench)", bench.look_up_hash, 1.1),
+        ("20,000 lookups, btree", bench.join_btree, 2.0),
+        ("20,000 lookups, hash", bench.join_hash, 2.0),
+        ("GROUP BY, 1000 groups", bench.group, 3.0),
+        # The last: it leaves values under keys that only its session has.
+        ("rotation, to UPDATE SET c = c", bench.rewrite, 1.5),
     ]
-    print(f"{rows} rows, median of {repeats}; microseconds for each row")
-    print(f"{'work':<32}{'text':>10}{'encrypted':>12}{'ratio':>8}{'must':>8}")
+    print(f"{rows} rows, median of {repeats}; microseconds for each row or lookup")
+    print(f"{'work':<34}{'text':>10}{'encrypted':>12}{'ratio':>8}{'must':>8}")
     for name, work, must in works:
         # The first run of each warms the caches and is thrown away.
         samples = [[work(type_) for type_ in TYPES] for _ in range(repeats + 1)][1:]
         plain, encrypted = (statistics.median(column) for column in zip(*samples))
         ratio = encrypted / plain
-        print(f"{name:<32}{plain:>10.3f}{encrypted:>12.3f}{ratio:>8.2f}{must:>8.2f}")
+        print(f"{name:<34}{plain:>10.3f}{encrypted:>12.3f}{ratio:>8.2f}{must:>8.2f}")
 
 
 class Bench:
@@ -81,6 +90,14 @@ class Bench:
             for table in ("full", "target", "one"):
                 self.sql(f"CREATE TABLE {table}_{type_} (col {type_})")
             self.sql(f"INSERT INTO full_{type_} SELECT col FROM source")
+            for method in ("btree", "hash"):
+                self.sql(f"CREATE TABLE {method}_{type_} AS SELECT col FROM full_{type_}")
+            self.sql(f"CREATE TABLE groups_{type_} (col {type_})")
+            self.sql(
+                f"INSERT INTO groups_{type_} SELECT md5((i % 1000)::text) || md5((i % 1000 + 1)::text)"
+                f" FROM generate_series(1, {rows}) AS i"
+            )
+            self.sql(f"CREATE TABLE unique_{type_} (col {type_} UNIQUE)")
         self.sql("VACUUM ANALYZE")
 
     def scan(self, type_: str) -> float:
@@ -113,17 +130,76 @@ class Bench:
 
     def insert_one(self, type_: str) -> float:
         # A parameter, as a driver sends it.
-        script = self.cluster.write_file(
-            "insert.sql",
-            f"INSERT INTO one_{type_} VALUES (:value);\n",
-            0o644,
-        )
         value = f"value={'x' * 64}"
-        options = ["-n", "-M", "prepared", "-T", "3", "-D", value, "-f", str(script)]
-        output = self.cluster.run("pgbench", *options)
+        time = self.pgbench(f"INSERT INTO one_{type_} VALUES (:value);", "-D", value)
+        self.sql(f"TRUNCATE one_{type_}")
+        return time
+
+    def insert_unique(self, type_: str) -> float:
+        script = (
+            "\\set i random(1, 1000000000000000)\n"
+            f"INSERT INTO unique_{type_} VALUES (lpad(:i::text, 64, 'x'));"
+        )
+        # Into an index that has grown.
+        self.sql(f"TRUNCATE unique_{type_}")
+        self.sql(f"INSERT INTO unique_{type_} SELECT col FROM source")
+        return self.pgbench(script)
+
+    def create_btree(self, type_: str) -> float:
+        return self.create_index("btree", type_)
+
+    def create_hash(self, type_: str) -> float:
+        return self.create_index("hash", type_)
+
+    def create_index(self, method: str, type_: str) -> float:
+        self.sql(f"DROP INDEX IF EXISTS {method}_{type_}_index")
+        return self.measure(
+            f"CREATE INDEX {method}_{type_}_index ON {method}_{type_} USING {method} (col)"
+        )
+
+    def look_up_btree(self, type_: str) -> float:
+        return self.look_up("btree", type_)
+
+    def look_up_hash(self, type_: str) -> float:
+        return self.look_up("hash", type_)
+
+    def look_up(self, method: str, type_: str) -> float:
+        # Other connections than the one that made the index: an application's.
+        script = (
+            f"\\set i random(1, {self.rows})\n"
+            f"SELECT * FROM {method}_{type_}"
+            " WHERE col = (md5(:i::text) || md5((0 - :i)::text));"
+        )
+        return self.pgbench(script)
+
+    def join_btree(self, type_: str) -> float:
+        return self.join("btree", type_)
+
+    def join_hash(self, type_: str) -> float:
+        return self.join("hash", type_)
+
+    def join(self, method: str, type_: str) -> float:
+        """Nested loop: one lookup for each of 20,000 texts."""
+        before = self.cpu_time()
+        self.sql(
+            "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;"
+            f"SELECT count(t.col) FROM (SELECT col FROM source LIMIT 20000) AS s"
+            f" JOIN {method}_{type_} AS t ON t.col = s.col;"
+            "RESET enable_hashjoin; RESET enable_mergejoin; RESET enable_seqscan"
+        )
+        return (self.cpu_time() - before) / 1000 / 20_000
+
+    def group(self, type_: str) -> float:
+        return self.measure(f"SELECT count(*) FROM (SELECT 1 FROM groups_{type_} GROUP BY col) g")
+
+    def pgbench(self, sql: str, *options: str) -> float:
+        """Microseconds for each transaction of one client."""
+        script = self.cluster.write_file("bench.sql", f"{sql}\n", 0o644)
+        output = self.cluster.run(
+            "pgbench", "-n", "-M", "prepared", "-T", "3", *options, "-f", str(script)
+        )
         per_second = re.search(r"tps = ([0-9.]+)", output)
         assert per_second is not None, output
-        self.sql(f"TRUNCATE one_{type_}")
         return 1_000_000 / float(per_second[1])
 
     def measure(self, sql: str) -> float:

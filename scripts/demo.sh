@@ -81,10 +81,18 @@ rotate() {
     holds "and it is another key than before" test "$new_id" != "$old_id"
     holds "nothing is left to rotate" query_gives 0 "SELECT rotate_column('users', 'api_token')"
 
+    note "The database's index key is wrapped under the new key, and btree indexes let go of old values."
+    show "SELECT colcrypt.rewrap_keys()"
+    show "REINDEX TABLE CONCURRENTLY users"
+    holds "the index finds its row" query_gives 1000 \
+        "SELECT id FROM users WHERE api_token = '$CANARY'"
+
     note "The old key leaves the file, and the server starts anew."
     printf '%s\n' "$new_key" | cluster_file ring.keys
     cluster_restart
     holds "1000 rows still read back" reads_back
+    holds "and the index still finds its row" query_gives 1000 \
+        "SELECT id FROM users WHERE api_token = '$CANARY'"
     NEW_KEY=$new_key
 }
 

@@ -370,6 +370,22 @@ CREATE FUNCTION encrypted_text_index_options(internal) RETURNS void
     AS 'MODULE_PATHNAME', 'encrypted_text_index_options'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
 
+-- PostgreSQL calls them, nobody else need: with what they give one could test
+-- guesses against a stolen index.
+REVOKE EXECUTE ON FUNCTION
+    encrypted_text_cmp(encrypted_text, encrypted_text),
+    encrypted_text_cmp(encrypted_text, text),
+    encrypted_text_cmp(text, encrypted_text),
+    encrypted_text_cmp(text, text),
+    encrypted_text_hash(encrypted_text),
+    encrypted_text_hash(text),
+    encrypted_text_hash_extended(encrypted_text, bigint),
+    encrypted_text_hash_extended(text, bigint),
+    encrypted_text_sortsupport(internal),
+    encrypted_text_sortsupport_text(internal),
+    encrypted_text_index_options(internal)
+    FROM PUBLIC;
+
 -- btree: orders by tag. Serves UNIQUE, PRIMARY KEY, foreign keys, ON CONFLICT,
 -- DISTINCT, GROUP BY and merge joins.
 

@@ -2,7 +2,7 @@
 
 use pgrx::prelude::*;
 
-use crate::{gucs, keyring, search};
+use crate::{gucs, keyring, log_hook, search};
 
 /// Called by `src/cpu.c` once the CPU is known to be good enough.
 #[pg_guard]
@@ -11,6 +11,7 @@ extern "C-unwind" fn colcrypt_init() {
     keyring::note_preload();
     gucs::define();
     search::install();
+    log_hook::install();
 }
 
 // PostgreSQL calls `_PG_init` when it loads the library. It is one jump, so that

@@ -43,6 +43,8 @@ pub(crate) enum Error {
     UnknownKeyName { name: String },
     #[error("this database has no index key yet")]
     NoIndexKey { reason: &'static str },
+    #[error("managed key {key} is wrapped by key {wrapping}, which is not in the key ring")]
+    UnknownWrappingKey { key: KeyId, wrapping: KeyId },
     #[error("managed key {key} could not be unwrapped under key {wrapping}")]
     DamagedKey { key: KeyId, wrapping: KeyId },
     #[error("key table colcrypt.key is not usable: {0}")]
@@ -133,9 +135,10 @@ impl Error {
     fn code(&self) -> PgSqlErrorCode {
         use PgSqlErrorCode as Code;
         match self {
-            Self::NoKeyRing { .. } | Self::UnknownKey { .. } | Self::NoIndexKey { .. } => {
-                Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
-            }
+            Self::NoKeyRing { .. }
+            | Self::UnknownKey { .. }
+            | Self::UnknownWrappingKey { .. }
+            | Self::NoIndexKey { .. } => Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::Damaged { .. }
             | Self::Malformed
             | Self::DamagedKey { .. }
@@ -224,6 +227,10 @@ impl Error {
             Self::NoIndexKey { .. } => {
                 "Comparing encrypted values needs it. SELECT colcrypt.create_index_key() makes it, \
                  in a transaction that can write, on the primary server."
+            }
+            Self::UnknownWrappingKey { .. } => {
+                "Add that key to the key ring, behind the primary, and reload the configuration; \
+                 then SELECT colcrypt.rewrap_keys() before you take it out again."
             }
             Self::DamagedKey { .. } => {
                 "Its row in colcrypt.key was changed or damaged. Restore the row from a backup."

@@ -15,6 +15,7 @@ mod entry;
 mod error;
 mod gucs;
 mod keyring;
+mod log_hook;
 mod managed_keys;
 mod rotation;
 mod sealing;

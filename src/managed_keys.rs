@@ -8,9 +8,7 @@
 
 use core::cell::Cell;
 
-use colcrypt_core::{
-    IndexKey, Key, KeyId, KeyIdentity, SecretKey, fingerprint, unwrap_key, wrap_key,
-};
+use colcrypt_core::{IndexKey, KeyId, KeyIdentity, SecretKey, fingerprint, unwrap_key, wrap_key};
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 
@@ -152,10 +150,13 @@ impl KeyRow {
 
     fn unwrap(&self) -> Result<SecretKey, Error> {
         let ring = keyring::current();
-        self.unwrap_under(ring.find(self.wrapped_by)?)
-    }
-
-    fn unwrap_under(&self, wrapping: &Key) -> Result<SecretKey, Error> {
+        let wrapping = ring.find(self.wrapped_by).map_err(|error| match error {
+            Error::UnknownKey { needed, .. } => Error::UnknownWrappingKey {
+                key: self.id,
+                wrapping: needed,
+            },
+            error => error,
+        })?;
         unwrap_key(wrapping, &self.identity(), &self.wrapped).map_err(|_| Error::DamagedKey {
             key: self.id,
             wrapping: wrapping.id(),

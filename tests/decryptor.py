@@ -7,6 +7,8 @@ Written from docs/format.md alone, with Python's standard library and the
 
 Each line of standard input is one value in text form; each line of output is its
 plaintext as a JSON string, for a plaintext may hold newlines.
+
+It also unwraps the keys of table colcrypt.key, and makes the tags that indexes go by.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from cryptography.hazmat.primitives.cmac import CMAC
 PREFIX = "colcrypt:v1:"
 HEADER_LEN = 5
 PAYLOAD_TEXT = b"\x01"
+WRAPPED_KEY_LEN = 60
 
 
 class Refused(ValueError):
@@ -133,6 +136,63 @@ SUITES = {
     0x03: open_fernet,
     0x04: open_envelope,
 }
+
+
+def wrap_aad(key_id: bytes, kind: str, name: str, suite: str) -> bytes:
+    """What the wrapping of a managed key authenticates: its row of colcrypt.key."""
+    texts = [text.encode() for text in (kind, name, suite)]
+    parts = [len(text).to_bytes(4, "big") + text for text in texts]
+    return b"colcrypt v1 key" + key_id + b"".join(parts)
+
+
+def unwrap_key(
+    wrapped: bytes,
+    ring: list[bytes],
+    *,
+    key_id: str,
+    wrapped_by: str,
+    kind: str,
+    name: str = "",
+    suite: str = "",
+) -> bytes:
+    """The key in a row of colcrypt.key; a column that is NULL is the empty string."""
+    if len(wrapped) != WRAPPED_KEY_LEN:
+        raise Refused("not a wrapped key")
+    keys = [key for key in ring if id_in_hex(key) == wrapped_by]
+    if not keys:
+        raise Refused(f"needs key {wrapped_by}")
+    nonce, sealed = split(wrapped, 12)
+    aad = wrap_aad(bytes.fromhex(key_id), kind, name, suite)
+    try:
+        key = AESGCM(subkey(keys[0], "wrap")).decrypt(nonce, sealed, aad)
+    except InvalidTag:
+        raise Refused("authentication failed") from None
+    if id_in_hex(key) != key_id:
+        raise Refused("authentication failed")
+    return key
+
+
+def id_in_hex(key: bytes) -> str:
+    return key_id(key).hex()
+
+
+def index_tag(index_key: bytes, plaintext: str) -> bytes:
+    """The blind index tag: equal for equal plaintexts, and what indexes order by."""
+    return hmac.digest(index_key, plaintext.encode(), "sha256")[:16]
+
+
+def hash_code(tag: bytes) -> int:
+    """The 32 bits that a hash index stores, unsigned."""
+    return int.from_bytes(tag[:4], "big")
+
+
+def hash_extended(tag: bytes, seed: int) -> int:
+    """The 64 bits that hash partitioning goes by, unsigned; so is the seed."""
+    code = int.from_bytes(tag[4:8] + tag[:4], "big")
+    if seed == 0:
+        return code
+    mixed = seed + 0x49A0F4DD15E5A8E3 + (code << 54) % 2**64 + (code >> 7)
+    return (code ^ mixed % 2**64) * 0x9E3779B97F4A7C15 % 2**64
 
 
 def ring_key(text: str) -> bytes:

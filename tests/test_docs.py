@@ -14,16 +14,18 @@ the block that follows; `new` and `old` stand for keys.
 
 from __future__ import annotations
 
+import itertools
 import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import decryptor
 import psycopg
 import pytest
 
-from harness import Cluster, Database, new_key, wait_until
+from harness import Cluster, Database, fetch, new_key, wait_until
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -38,6 +40,11 @@ SETTING_ROW = re.compile(
 CAST_ROW = re.compile(
     r"^\| `([a-z_ ]+)` \| `([a-z_ ]+)` \| (implicit|assignment) \|$", re.MULTILINE
 )
+OPERATOR_ROW = re.compile(
+    r"^\| ((?:`[<>=~#]+`(?:, )?)+) \| ([a-z_`, ]+) \| ([a-z_`, ]+) \|", re.MULTILINE
+)
+CLASS_ROW = re.compile(r"^\| `(\w+)` \| `(btree|hash)` \| (yes|no) \|", re.MULTILINE)
+COLUMN_ROW = re.compile(r"^\| `(\w+)` \| ([a-z ]+) \|", re.MULTILINE)
 
 
 class Step(NamedTuple):
@@ -157,6 +164,96 @@ def test_the_reference_tells_rights_and_volatility(db: Database) -> None:
         assert section is not None, name
         assert f"{volatility}, PARALLEL {parallel}" in section[0], name
         assert ("revoked from PUBLIC" in section[0]) == (is_public == "f"), name
+
+
+def test_the_reference_names_every_operator_and_no_other(db: Database) -> None:
+    there = db.psql("""
+        SELECT oprname, oprleft::regtype, oprright::regtype
+        FROM pg_operator AS o JOIN pg_depend ON objid = o.oid
+        JOIN pg_extension AS e ON e.oid = refobjid
+        WHERE deptype = 'e' AND classid = 'pg_operator'::regclass AND extname = 'colcrypt'""")
+    named = [
+        "|".join(one)
+        for row in OPERATOR_ROW.findall(section("Operators"))
+        for one in itertools.product(*(re.findall("`([^`]+)`", cell) for cell in row))
+    ]
+    assert sorted(named) == sorted(there.splitlines())
+
+
+def test_the_reference_names_the_operators_that_are_refused(db: Database) -> None:
+    there = db.psql("""
+        SELECT oprname, oprleft::regtype, oprright::regtype
+        FROM pg_operator JOIN pg_proc AS p ON p.oid = oprcode
+        WHERE proname = 'encrypted_text_no_order'""")
+    refused = [
+        "|".join(one)
+        for line in section("Operators").splitlines()
+        if "refused with 0A000" in line
+        for row in OPERATOR_ROW.findall(line)
+        for one in itertools.product(*(re.findall("`([^`]+)`", cell) for cell in row))
+    ]
+    assert sorted(refused) == sorted(there.splitlines())
+
+
+def test_the_reference_names_the_operator_classes(db: Database) -> None:
+    there = db.psql("""
+        SELECT opcname, amname, CASE WHEN opcdefault THEN 'yes' ELSE 'no' END
+        FROM pg_opclass JOIN pg_am ON pg_am.oid = opcmethod
+        WHERE opcintype = 'encrypted_text'::regtype""")
+    named = ["|".join(row) for row in CLASS_ROW.findall(section("Operator classes"))]
+    assert sorted(named) == sorted(there.splitlines())
+
+
+def test_the_reference_names_the_columns_of_the_key_table(db: Database) -> None:
+    there = db.psql("""
+        SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+        WHERE attrelid = 'colcrypt.key'::regclass AND attnum > 0 ORDER BY attnum""")
+    named = COLUMN_ROW.findall(section("The table colcrypt.key"))
+    assert ["|".join(row) for row in named] == there.splitlines()
+
+
+def section(heading: str) -> str:
+    """A section of the reference, up to the next heading of any level."""
+    found = re.search(
+        rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ )",
+        REFERENCE.read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    assert found is not None, heading
+    return found[1]
+
+
+def test_tags_and_wrapped_keys_are_what_the_format_page_says(cluster: Cluster) -> None:
+    ring = [decryptor.ring_key((cluster.dir / "ring.keys").read_text().strip())]
+    with cluster.connect() as session:
+        key_id = fetch(session, "SELECT colcrypt.create_index_key()")
+        row = session.execute("""
+            SELECT wrapped, key_id, wrapped_by, kind, coalesce(name, ''), coalesce(suite, '')
+            FROM colcrypt.key""").fetchone()
+        names = ("key_id", "wrapped_by", "kind", "name", "suite")
+        index_key = decryptor.unwrap_key(row[0], ring, **dict(zip(names, row[1:])))
+        assert decryptor.id_in_hex(index_key) == key_id
+        texts = ["", "alice@example.com", "žluťoučký kůň", "x" * 100_000]
+        tags = {text: decryptor.index_tag(index_key, text) for text in texts}
+        for text, tag in tags.items():
+            code = fetch(session, "SELECT encrypted_text_hash(encrypt(%s))", text)
+            assert code % 2**32 == decryptor.hash_code(tag)
+            for seed in (0, 7, -1, 0x7A5B22367996DCFD):
+                extended = fetch(
+                    session,
+                    "SELECT encrypted_text_hash_extended(encrypt(%s), %s)",
+                    text,
+                    seed,
+                )
+                wanted = decryptor.hash_extended(tag, seed % 2**64)
+                assert extended % 2**64 == wanted
+        in_order = fetch(
+            session,
+            """SELECT array_agg(decrypt(value) ORDER BY value)
+            FROM (SELECT encrypt(text) FROM unnest(%s::text[]) AS text) AS v (value)""",
+            texts,
+        )
+    assert in_order == sorted(texts, key=tags.__getitem__)
 
 
 def test_the_reference_names_every_cast_and_no_other(db: Database) -> None:

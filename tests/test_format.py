@@ -154,6 +154,86 @@ def test_the_page_prints_a_passphrases_key() -> None:
     assert printed("its key id") == decryptor.key_id(key).hex()
 
 
+def printed_key_row() -> dict[str, str]:
+    """The row of colcrypt.key that the worked example unwraps."""
+    return {
+        "key_id": printed("index key id"),
+        "wrapped_by": printed("wrapped_by"),
+        "kind": printed("kind"),
+    }
+
+
+def test_the_page_unwraps_an_index_key() -> None:
+    row = printed_key_row()
+    wrapped = bytes.fromhex(printed("wrapped"))
+    assert decryptor.subkey(KEY, "wrap").hex() == printed("subkey wrap")
+    aad = decryptor.wrap_aad(bytes.fromhex(row["key_id"]), row["kind"], "", "")
+    assert aad.hex() == printed("AAD of the wrapping")
+    index_key = decryptor.unwrap_key(wrapped, [bytes(32), KEY], **row)
+    assert index_key.hex() == printed("index key")
+    assert decryptor.key_id(index_key).hex() == row["key_id"]
+    assert row["wrapped_by"] == decryptor.key_id(KEY).hex()
+
+
+def test_a_changed_row_of_the_key_table_does_not_unwrap() -> None:
+    row = printed_key_row()
+    wrapped = bytes.fromhex(printed("wrapped"))
+    for bit in range(8 * len(wrapped)):
+        changed = bytearray(wrapped)
+        changed[bit // 8] ^= 1 << (bit % 8)
+        with pytest.raises(Refused, match="^authentication failed$"):
+            decryptor.unwrap_key(bytes(changed), [KEY], **row)
+    others = [{"key_id": VECTORS["key_id"]}, {"kind": "data"}]
+    for other in [*others, {"name": "pii"}, {"suite": "fernet"}]:
+        with pytest.raises(Refused, match="^authentication failed$"):
+            decryptor.unwrap_key(wrapped, [KEY], **(row | other))
+    with pytest.raises(Refused, match="^not a wrapped key$"):
+        decryptor.unwrap_key(wrapped[:-1], [KEY], **row)
+    with pytest.raises(Refused, match=f"^needs key {VECTORS['key_id']}$"):
+        decryptor.unwrap_key(wrapped, [bytes(32)], **row)
+
+
+def test_the_core_unwraps_what_is_wrapped_as_the_page_says() -> None:
+    """The core's own test holds this value, and the key that is in it."""
+    source = (ROOT / "crates/core/src/wrapping.rs").read_text("utf-8")
+    wrapped = re.search(r'const WRAPPED: &str = "([0-9a-f]+)";', source)
+    ring_key, key = bytes([1]) * 32, bytes([2]) * 32
+    row = {
+        "key_id": decryptor.key_id(key).hex(),
+        "wrapped_by": decryptor.key_id(ring_key).hex(),
+        "kind": "data",
+        "name": "pii",
+        "suite": "xaes-256-gcm",
+    }
+    assert decryptor.unwrap_key(bytes.fromhex(wrapped[1]), [ring_key], **row) == key
+
+
+def test_the_page_prints_a_tag_and_its_hash_codes() -> None:
+    index_key = bytes.fromhex(printed("index key"))
+    tag = decryptor.index_tag(index_key, printed("plaintext"))
+    assert tag.hex() == printed("tag of the plaintext")
+    code = decryptor.hash_code(tag)
+    assert signed(code, 32) == int(printed("hash code"))
+    for seed in (0, 7):
+        extended = decryptor.hash_extended(tag, seed)
+        assert signed(extended, 64) == int(printed(f"extended, seed {seed}"))
+    assert decryptor.hash_extended(tag, 0) % 2**32 == code
+
+
+def test_the_core_makes_the_tags_that_the_page_describes() -> None:
+    source = (ROOT / "crates/core/src/blind_index.rs").read_text("utf-8")
+    tag = decryptor.index_tag(KEY, "alice@example.com")
+    assert f'const TAG: &str = "{tag.hex()}";' in source
+    extended = f"{decryptor.hash_extended(tag, 7):016x}"
+    groups = "_".join(extended[i : i + 4] for i in range(0, 16, 4))
+    assert f"const EXTENDED: u64 = 0x{groups};" in source
+
+
+def signed(number: int, bits: int) -> int:
+    """As PostgreSQL shows a number of so many bits."""
+    return number - 2**bits if number >= 2 ** (bits - 1) else number
+
+
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: value["suite"])
 def test_the_page_states_the_lengths(value: dict[str, str]) -> None:
     stored = decryptor.stored_bytes(value["text_form"])

@@ -5,6 +5,7 @@
 //! row-level security, foreign keys and CHECK constraints, and needs no
 //! privilege but ownership.
 
+mod indexes;
 mod rewrite;
 mod target;
 
@@ -61,7 +62,11 @@ fn rotate_column(
         if rotation.is_done() {
             break;
         }
+        let before = rotation.rows();
         rotation.rotate_table(table)?;
+        if rotation.rows() > before {
+            indexes::tell_of_btrees(table);
+        }
     }
     Ok(rotation.rows())
 }

@@ -13,7 +13,7 @@ pub(crate) use prepare::install;
 use core::cell::RefCell;
 use core::cmp::Ordering;
 
-use colcrypt_core::Tag;
+use colcrypt_core::{Tag, TagMemory};
 use zeroize::Zeroizing;
 
 use crate::backend_local::BackendLocal;
@@ -33,53 +33,88 @@ enum Operand<'a> {
 /// Where plaintexts are put for as long as they are looked at, one for each side.
 /// Not palloc'd: an index compares in a memory context that lives as long as the
 /// statement.
-static ROOMS: BackendLocal<[RefCell<Option<Zeroizing<Vec<u8>>>>; 2]> =
-    BackendLocal::new([RefCell::new(None), RefCell::new(None)]);
+static ROOMS: BackendLocal<[RefCell<Room>; 2]> =
+    BackendLocal::new([const { RefCell::new(None) }; 2]);
+
+type Room = Option<Zeroizing<Vec<u8>>>;
 
 /// Room that is kept between values, in bytes.
 const KEPT_ROOM: usize = 8192;
 
+/// Lends the plaintext of a stored value in UTF-8, which is wiped afterwards.
+///
+/// # Errors
+/// As [`sealing::open_utf8`].
+fn with_opened<T>(side: usize, stored: &[u8], work: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
+    let mut room = ROOMS[side].borrow_mut();
+    let room = room.get_or_insert_with(Zeroizing::default);
+    let plaintext = sealing::open_utf8(stored, room)?;
+    let len = plaintext.len();
+    let result = work(plaintext);
+    room[..len].fill(0);
+    // The compiler may not leave the wiping away.
+    core::hint::black_box(room.as_ptr());
+    if room.len() > KEPT_ROOM {
+        *room = Zeroizing::default();
+    }
+    Ok(result)
+}
+
 impl Operand<'_> {
-    /// Lends the plaintext in UTF-8, which is wiped afterwards.
     fn with_plaintext<T>(&self, side: usize, work: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
         match self {
             Self::Plain(text) => Ok(work(&encoding::to_utf8(text))),
-            Self::Sealed(stored) => {
-                let mut room = ROOMS[side].borrow_mut();
-                let room = room.get_or_insert_with(Zeroizing::default);
-                let plaintext = sealing::open_utf8(stored, room)?;
-                let len = plaintext.len();
-                let result = work(plaintext);
-                room[..len].fill(0);
-                // The compiler may not leave the wiping away.
-                core::hint::black_box(room.as_ptr());
-                if room.len() > KEPT_ROOM {
-                    *room = Zeroizing::default();
-                }
-                Ok(result)
-            }
+            Self::Sealed(stored) => with_opened(side, stored, work),
         }
     }
 
+    /// The tag of a value that is looked at once: to hash it, or to sort by it.
     fn tag(&self) -> Result<Tag, Error> {
-        tags::with_memory(|memory| match self {
-            Self::Plain(_) => self.with_plaintext(0, |plaintext| memory.tag(plaintext)),
-            Self::Sealed(stored) => {
-                if let Some(tag) = memory.recall(stored) {
-                    return Ok(tag);
-                }
-                let tag = self.with_plaintext(0, |plaintext| memory.tag(plaintext))?;
-                memory.remember(stored, tag);
-                Ok(tag)
+        tags::with_memory(|memory| {
+            let tag = self.with_plaintext(0, |plaintext| memory.tag(plaintext))?;
+            // Next, a hash table compares it with what it has.
+            if let Self::Sealed(stored) = self {
+                memory.hold(0, false, stored, tag);
+                memory.hold(1, false, stored, tag);
             }
+            Ok(tag)
         })
+    }
+
+    /// The tag of a value that is compared again and again: in an index, or as
+    /// what is looked for there.
+    fn remembered_tag(&self, side: usize, memory: &mut TagMemory) -> Result<Tag, Error> {
+        let (plain, bytes) = match self {
+            Self::Plain(text) => (true, text),
+            Self::Sealed(stored) => (false, stored),
+        };
+        if let Some(tag) = memory.held(side, plain, bytes) {
+            return Ok(tag);
+        }
+        let tag = if plain {
+            self.with_plaintext(side, |text| memory.tag(text))?
+        } else {
+            match memory.recall(bytes) {
+                Ok(tag) => tag,
+                Err(unknown) => {
+                    let tag = self.with_plaintext(side, |plaintext| memory.tag(plaintext))?;
+                    memory.remember(unknown, tag);
+                    tag
+                }
+            }
+        };
+        // On the right side an index has what it looks for.
+        if side == 1 {
+            memory.hold(side, plain, bytes, tag);
+        }
+        Ok(tag)
     }
 }
 
 /// Whether two values have the same plaintext. Needs no index key.
 fn equal(left: &Operand<'_>, right: &Operand<'_>) -> Result<bool, Error> {
     if let (Operand::Sealed(a), Operand::Sealed(b)) = (left, right)
-        && let Some(equal) = tags::recall_both(a, b)
+        && let Some(equal) = tags::equal_if_known(a, b)?
     {
         return Ok(equal);
     }
@@ -88,5 +123,8 @@ fn equal(left: &Operand<'_>, right: &Operand<'_>) -> Result<bool, Error> {
 
 /// Orders two values by their tags.
 fn compare(left: &Operand<'_>, right: &Operand<'_>) -> Result<Ordering, Error> {
-    Ok(left.tag()?.cmp(&right.tag()?))
+    tags::with_memory(|memory| {
+        let left = left.remembered_tag(0, memory)?;
+        Ok(left.cmp(&right.remembered_tag(1, memory)?))
+    })
 }

@@ -5,6 +5,7 @@ use core::cell::RefCell;
 
 use colcrypt_core::TagMemory;
 
+use super::with_opened;
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
 use crate::{keyring, managed_keys};
@@ -44,19 +45,42 @@ pub(super) fn with_memory<T>(
     }
     MEMORY.replace(None);
     let key = managed_keys::index_key()?;
+    // Reading the key may have brought news of changes, but only of those before.
+    let basis = Basis::now();
     let mut memory = TagMemory::new(key)?;
     let result = work(&mut memory);
-    // Reading the key may itself have brought news of changes: those before it.
-    MEMORY.replace(Some((Basis::now(), memory)));
+    MEMORY.replace(Some((basis, memory)));
     result
 }
 
-/// Whether two stored values are equal, if the tags of both are remembered.
-pub(super) fn recall_both(left: &[u8], right: &[u8]) -> Option<bool> {
-    let memory = MEMORY.borrow();
-    let (made, memory) = memory.as_ref()?;
+/// Whether two stored values are equal, if the tag of one is at hand because a
+/// hash table or a sort has just asked for it: the other one is then likely to be
+/// remembered, or its plaintext is.
+///
+/// # Errors
+/// As [`sealing::open_utf8`](crate::sealing::open_utf8).
+pub(super) fn equal_if_known(left: &[u8], right: &[u8]) -> Result<Option<bool>, Error> {
+    let mut memory = MEMORY.borrow_mut();
+    let Some((made, memory)) = memory.as_mut() else {
+        return Ok(None);
+    };
     if *made != Basis::now() {
-        return None;
+        return Ok(None);
     }
-    Some(memory.recall(left)? == memory.recall(right)?)
+    let (tag, other) = match (memory.held(0, false, left), memory.held(1, false, right)) {
+        (Some(tag), _) => (tag, right),
+        (None, Some(tag)) => (tag, left),
+        (None, None) => return Ok(None),
+    };
+    match memory.recall(other) {
+        Ok(known) => Ok(Some(known == tag)),
+        Err(unknown) => {
+            let opened = with_opened(0, other, |plaintext| memory.recall_plaintext(plaintext));
+            let Some(known) = opened? else {
+                return Ok(None);
+            };
+            memory.remember(unknown, known);
+            Ok(Some(known == tag))
+        }
+    }
 }

@@ -20,6 +20,9 @@ impl Tag {
     /// Length of a tag, in bytes.
     pub const LEN: usize = 16;
 
+    /// No plaintext's tag, but with probability 2^-128.
+    pub(crate) const ZERO: Self = Self([0; Self::LEN]);
+
     /// The first 8 bytes, big-endian: orders as the tag does, but for ties.
     pub fn prefix(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
