@@ -58,6 +58,7 @@ COMMENT ON FUNCTION encrypted_text_in(cstring, oid, integer) IS 'I/O';
 COMMENT ON FUNCTION encrypted_text_out(encrypted_text) IS 'I/O';
 COMMENT ON FUNCTION encrypted_text_recv(internal, oid, integer) IS 'I/O';
 COMMENT ON FUNCTION encrypted_text_send(encrypted_text) IS 'I/O';
+COMMENT ON FUNCTION encrypted_text_typanalyze(internal) IS 'ANALYZE';
 COMMENT ON FUNCTION encrypted_text_typmod_in(cstring[]) IS 'I/O typmod';
 COMMENT ON FUNCTION encrypted_text_typmod_out(integer) IS 'I/O typmod';
 

@@ -11,6 +11,9 @@ CREATE TABLE colcrypt.key (
     wrapped_by text        CHECK (wrapped_by ~ '^[0-9a-f]{8}$'),
     wrapped    bytea       CHECK (octet_length(wrapped) = 60),
     created_at timestamptz NOT NULL DEFAULT now(),
+    -- A data key is chosen by its name; an index key is there or it is not.
+    CHECK ((kind = 'data') = (name IS NOT NULL)),
+    CHECK (kind <> 'index' OR (wrapped IS NOT NULL AND wrapped_by IS NOT NULL)),
     -- With the kind in it, so that a publication can leave a kind out.
     PRIMARY KEY (kind, key_id)
 );

@@ -33,6 +33,14 @@ CREATE FUNCTION encrypted_text_cmp(encrypted_text, encrypted_text) RETURNS integ
     AS 'MODULE_PATHNAME', 'encrypted_text_cmp_ee'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
 
+COMMENT ON FUNCTION encrypted_text_eq(encrypted_text, encrypted_text) IS 'implementation of =';
+COMMENT ON FUNCTION encrypted_text_ne(encrypted_text, encrypted_text) IS 'implementation of <>';
+COMMENT ON FUNCTION encrypted_text_lt(encrypted_text, encrypted_text) IS 'implementation of <~';
+COMMENT ON FUNCTION encrypted_text_le(encrypted_text, encrypted_text) IS 'implementation of <=~';
+COMMENT ON FUNCTION encrypted_text_ge(encrypted_text, encrypted_text) IS 'implementation of >=~';
+COMMENT ON FUNCTION encrypted_text_gt(encrypted_text, encrypted_text) IS 'implementation of >~';
+COMMENT ON FUNCTION encrypted_text_cmp(encrypted_text, encrypted_text) IS 'below zero, zero or above zero, by tag';
+
 CREATE OPERATOR = (
     LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_eq,
     COMMUTATOR = =, NEGATOR = <>,
@@ -88,6 +96,14 @@ CREATE FUNCTION encrypted_text_gt(encrypted_text, text) RETURNS boolean
 CREATE FUNCTION encrypted_text_cmp(encrypted_text, text) RETURNS integer
     AS 'MODULE_PATHNAME', 'encrypted_text_cmp_et'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
+
+COMMENT ON FUNCTION encrypted_text_eq(encrypted_text, text) IS 'implementation of =';
+COMMENT ON FUNCTION encrypted_text_ne(encrypted_text, text) IS 'implementation of <>';
+COMMENT ON FUNCTION encrypted_text_lt(encrypted_text, text) IS 'implementation of <~';
+COMMENT ON FUNCTION encrypted_text_le(encrypted_text, text) IS 'implementation of <=~';
+COMMENT ON FUNCTION encrypted_text_ge(encrypted_text, text) IS 'implementation of >=~';
+COMMENT ON FUNCTION encrypted_text_gt(encrypted_text, text) IS 'implementation of >~';
+COMMENT ON FUNCTION encrypted_text_cmp(encrypted_text, text) IS 'below zero, zero or above zero, by tag';
 
 CREATE OPERATOR = (
     LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encrypted_text_eq,
@@ -145,6 +161,14 @@ CREATE FUNCTION encrypted_text_cmp(text, encrypted_text) RETURNS integer
     AS 'MODULE_PATHNAME', 'encrypted_text_cmp_te'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 
+COMMENT ON FUNCTION encrypted_text_eq(text, encrypted_text) IS 'implementation of =';
+COMMENT ON FUNCTION encrypted_text_ne(text, encrypted_text) IS 'implementation of <>';
+COMMENT ON FUNCTION encrypted_text_lt(text, encrypted_text) IS 'implementation of <~';
+COMMENT ON FUNCTION encrypted_text_le(text, encrypted_text) IS 'implementation of <=~';
+COMMENT ON FUNCTION encrypted_text_ge(text, encrypted_text) IS 'implementation of >=~';
+COMMENT ON FUNCTION encrypted_text_gt(text, encrypted_text) IS 'implementation of >~';
+COMMENT ON FUNCTION encrypted_text_cmp(text, encrypted_text) IS 'below zero, zero or above zero, by tag';
+
 CREATE OPERATOR = (
     LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_eq,
     COMMUTATOR = =, NEGATOR = <>,
@@ -201,6 +225,14 @@ CREATE FUNCTION encrypted_text_cmp(text, text) RETURNS integer
     AS 'MODULE_PATHNAME', 'encrypted_text_cmp_tt'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
 
+COMMENT ON FUNCTION encrypted_text_eq(text, text) IS 'implementation of =#';
+COMMENT ON FUNCTION encrypted_text_ne(text, text) IS 'implementation of <>#';
+COMMENT ON FUNCTION encrypted_text_lt(text, text) IS 'implementation of <~';
+COMMENT ON FUNCTION encrypted_text_le(text, text) IS 'implementation of <=~';
+COMMENT ON FUNCTION encrypted_text_ge(text, text) IS 'implementation of >=~';
+COMMENT ON FUNCTION encrypted_text_gt(text, text) IS 'implementation of >~';
+COMMENT ON FUNCTION encrypted_text_cmp(text, text) IS 'below zero, zero or above zero, by tag';
+
 CREATE OPERATOR =# (
     LEFTARG = text, RIGHTARG = text, FUNCTION = encrypted_text_eq,
     COMMUTATOR = =#, NEGATOR = <>#,
@@ -239,9 +271,11 @@ CREATE OPERATOR >~ (
 CREATE FUNCTION encrypted_text_eq(encrypted_text, name) RETURNS boolean
     LANGUAGE sql STABLE STRICT PARALLEL SAFE
     AS 'SELECT $1 OPERATOR(@extschema@.=) $2::pg_catalog.text';
+COMMENT ON FUNCTION encrypted_text_eq(encrypted_text, name) IS 'implementation of =';
 CREATE FUNCTION encrypted_text_ne(encrypted_text, name) RETURNS boolean
     LANGUAGE sql STABLE STRICT PARALLEL SAFE
     AS 'SELECT $1 OPERATOR(@extschema@.<>) $2::pg_catalog.text';
+COMMENT ON FUNCTION encrypted_text_ne(encrypted_text, name) IS 'implementation of <>';
 CREATE OPERATOR = (
     LEFTARG = encrypted_text, RIGHTARG = name, FUNCTION = encrypted_text_eq,
     COMMUTATOR = =, NEGATOR = <>,
@@ -256,9 +290,11 @@ CREATE OPERATOR <> (
 CREATE FUNCTION encrypted_text_eq(name, encrypted_text) RETURNS boolean
     LANGUAGE sql STABLE STRICT PARALLEL SAFE
     AS 'SELECT $1::pg_catalog.text OPERATOR(@extschema@.=) $2';
+COMMENT ON FUNCTION encrypted_text_eq(name, encrypted_text) IS 'implementation of =';
 CREATE FUNCTION encrypted_text_ne(name, encrypted_text) RETURNS boolean
     LANGUAGE sql STABLE STRICT PARALLEL SAFE
     AS 'SELECT $1::pg_catalog.text OPERATOR(@extschema@.<>) $2';
+COMMENT ON FUNCTION encrypted_text_ne(name, encrypted_text) IS 'implementation of <>';
 CREATE OPERATOR = (
     LEFTARG = name, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_eq,
     COMMUTATOR = =, NEGATOR = <>,
@@ -276,12 +312,15 @@ CREATE OPERATOR <> (
 CREATE FUNCTION encrypted_text_no_order(encrypted_text, encrypted_text) RETURNS boolean
     AS 'MODULE_PATHNAME', 'encrypted_text_no_order'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION encrypted_text_no_order(encrypted_text, encrypted_text) IS 'refuses <, <=, >= and >';
 CREATE FUNCTION encrypted_text_no_order(encrypted_text, text) RETURNS boolean
     AS 'MODULE_PATHNAME', 'encrypted_text_no_order'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION encrypted_text_no_order(encrypted_text, text) IS 'refuses <, <=, >= and >';
 CREATE FUNCTION encrypted_text_no_order(text, encrypted_text) RETURNS boolean
     AS 'MODULE_PATHNAME', 'encrypted_text_no_order'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION encrypted_text_no_order(text, encrypted_text) IS 'refuses <, <=, >= and >';
 
 CREATE OPERATOR < (
     LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_no_order,
@@ -349,26 +388,33 @@ CREATE OPERATOR > (
 CREATE FUNCTION encrypted_text_hash(encrypted_text) RETURNS integer
     AS 'MODULE_PATHNAME', 'encrypted_text_hash_e'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION encrypted_text_hash(encrypted_text) IS 'hash of the tag';
 CREATE FUNCTION encrypted_text_hash(text) RETURNS integer
     AS 'MODULE_PATHNAME', 'encrypted_text_hash_t'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION encrypted_text_hash(text) IS 'hash of the tag';
 CREATE FUNCTION encrypted_text_hash_extended(encrypted_text, bigint) RETURNS bigint
     AS 'MODULE_PATHNAME', 'encrypted_text_hash_extended_e'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION encrypted_text_hash_extended(encrypted_text, bigint) IS 'hash of the tag with a seed';
 CREATE FUNCTION encrypted_text_hash_extended(text, bigint) RETURNS bigint
     AS 'MODULE_PATHNAME', 'encrypted_text_hash_extended_t'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION encrypted_text_hash_extended(text, bigint) IS 'hash of the tag with a seed';
 CREATE FUNCTION encrypted_text_sortsupport(internal) RETURNS void
     AS 'MODULE_PATHNAME', 'encrypted_text_sortsupport_e'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION encrypted_text_sortsupport(internal) IS 'sort support';
 CREATE FUNCTION encrypted_text_sortsupport_text(internal) RETURNS void
     AS 'MODULE_PATHNAME', 'encrypted_text_sortsupport_t'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION encrypted_text_sortsupport_text(internal) IS 'sort support';
 -- There are no options: PostgreSQL calls it when an index is made, which is the
 -- time to make the index key.
 CREATE FUNCTION encrypted_text_index_options(internal) RETURNS void
     AS 'MODULE_PATHNAME', 'encrypted_text_index_options'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION encrypted_text_index_options(internal) IS 'prepares the making of an index';
 
 -- PostgreSQL calls them, nobody else need: with what they give one could test
 -- guesses against a stolen index.

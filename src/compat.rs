@@ -162,6 +162,30 @@ pub(crate) fn in_vacuum() -> bool {
     }
 }
 
+/// Flag of a scan key: the column is descending (src/include/access/nbtree.h).
+pub(crate) const SK_BT_DESC: i32 = (pg_sys::INDOPTION_DESC as i32) << 24;
+
+/// Whether this backend collects statistics, as autovacuum or as an ANALYZE that
+/// reports its progress (`track_activities`, on by default).
+pub(crate) fn collects_statistics() -> bool {
+    // SAFETY: the entry is this backend's own, and only it writes it.
+    is_autovacuum()
+        || unsafe {
+            pg_sys::MyBEEntry.as_ref().is_some_and(|entry| {
+                entry.st_progress_command == pg_sys::ProgressCommandType::PROGRESS_COMMAND_ANALYZE
+            })
+        }
+}
+
+/// Whether the server is built with assertions.
+pub(crate) fn has_assertions() -> bool {
+    // SAFETY: a setting that every server has; gives a NUL-terminated string.
+    unsafe {
+        let value = pg_sys::GetConfigOption(c"debug_assertions".as_ptr(), false, false);
+        core::ffi::CStr::from_ptr(value) == c"on"
+    }
+}
+
 /// Whether this is an autovacuum worker.
 pub(crate) fn is_autovacuum() -> bool {
     // SAFETY: reads a variable of this backend.
@@ -180,51 +204,5 @@ pub(crate) fn relation_owner(oid: pg_sys::Oid) -> pg_sys::Oid {
         let owner = (*class).relowner;
         pg_sys::ReleaseSysCache(tuple);
         owner
-    }
-}
-
-/// The schema that an extension was created in.
-///
-/// # Safety
-/// In a transaction.
-unsafe fn extension_schema(extension: pg_sys::Oid) -> pg_sys::Oid {
-    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-    let mut schema = pg_sys::InvalidOid;
-    // SAFETY: a scan of a catalog that has few rows.
-    unsafe {
-        let relation = pg_sys::table_open(pg_sys::ExtensionRelationId, lock);
-        let null = core::ptr::null_mut();
-        let scan = pg_sys::systable_beginscan(
-            relation,
-            pg_sys::InvalidOid,
-            false,
-            null,
-            0,
-            core::ptr::null_mut(),
-        );
-        loop {
-            let tuple = pg_sys::systable_getnext(scan);
-            if tuple.is_null() {
-                break;
-            }
-            let row: pg_sys::Form_pg_extension = pg_sys::GETSTRUCT(tuple).cast();
-            if (*row).oid == extension {
-                schema = (*row).extnamespace;
-            }
-        }
-        pg_sys::systable_endscan(scan);
-        pg_sys::table_close(relation, lock);
-    }
-    schema
-}
-
-/// The OID of `encrypted_text`; invalid if the extension is not there.
-pub(crate) fn encrypted_text_oid() -> pg_sys::Oid {
-    // SAFETY: catalog look-ups.
-    unsafe {
-        match pg_sys::get_extension_oid(c"colcrypt".as_ptr(), true) {
-            pg_sys::InvalidOid => pg_sys::InvalidOid,
-            extension => type_oid(c"encrypted_text", extension_schema(extension)),
-        }
     }
 }

@@ -2,16 +2,44 @@
 
 use pgrx::prelude::*;
 
-use crate::{gucs, keyring, log_hook, search};
+use crate::error::Error;
+use crate::{compat, gucs, keyring, log_hook, search};
 
 /// Called by `src/cpu.c` once the CPU is known to be good enough.
 #[pg_guard]
 #[unsafe(no_mangle)]
 extern "C-unwind" fn colcrypt_init() {
     keyring::note_preload();
-    gucs::define();
+    outside_parallel_mode(gucs::define);
     search::install();
     log_hook::install();
+}
+
+/// PostgreSQL looks up functions late: those that print a column when its first
+/// row is there, those that compare the members of arrays when the first are
+/// compared. If that is in the middle of a parallel operation, it refuses to give
+/// our settings the values that the configuration and the session have for them
+/// (`set_config_option()` of guc.c), with warnings: there would be no key, or
+/// another one than the session's. The reason for that rule, that all processes
+/// must have the same settings, does not apply: each has these values already.
+fn outside_parallel_mode(work: impl FnOnce()) {
+    let mut levels = 0;
+    // SAFETY: `work` starts no parallel operation and ends none; if it raises an
+    // error, the abort of the transaction resets the level.
+    unsafe {
+        // A server that is built with assertions would not have it.
+        if pg_sys::IsInParallelMode() && compat::has_assertions() {
+            Error::LoadedTooLate.raise();
+        }
+        while pg_sys::IsInParallelMode() {
+            pg_sys::ExitParallelMode();
+            levels += 1;
+        }
+        work();
+        for _ in 0..levels {
+            pg_sys::EnterParallelMode();
+        }
+    }
 }
 
 // PostgreSQL calls `_PG_init` when it loads the library. It is one jump, so that

@@ -41,6 +41,8 @@ pub(crate) enum Error {
     NotFernet,
     #[error("encryption key {name} does not exist")]
     UnknownKeyName { name: String },
+    #[error("colcrypt cannot be loaded during a parallel operation")]
+    LoadedTooLate,
     #[error("this database has no index key yet")]
     NoIndexKey { reason: &'static str },
     #[error("managed key {key} is wrapped by key {wrapping}, which is not in the key ring")]
@@ -138,6 +140,7 @@ impl Error {
             Self::NoKeyRing { .. }
             | Self::UnknownKey { .. }
             | Self::UnknownWrappingKey { .. }
+            | Self::LoadedTooLate
             | Self::NoIndexKey { .. } => Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::Damaged { .. }
             | Self::Malformed
@@ -179,6 +182,7 @@ impl Error {
                 let ids: Vec<_> = loaded.iter().map(ToString::to_string).collect();
                 Some(format!("Keys in the ring: {}.", ids.join(", ")))
             }
+            Self::LoadedTooLate => Some("Its settings could not take effect.".to_owned()),
             Self::NoIndexKey { reason } => Some((*reason).to_owned()),
             Self::BadTextForm { reason, .. } | Self::BadFernetToken { reason } => {
                 let reason = reason.to_string();
@@ -223,6 +227,10 @@ impl Error {
             Self::UnknownKeyName { .. } => {
                 "A type modifier of encrypted_text names a managed key; this database has none of \
                  that name."
+            }
+            Self::LoadedTooLate => {
+                "Add colcrypt to shared_preload_libraries or session_preload_libraries, or read an \
+                 encrypted value in this session first."
             }
             Self::NoIndexKey { .. } => {
                 "Comparing encrypted values needs it. SELECT colcrypt.create_index_key() makes it, \

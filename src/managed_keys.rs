@@ -28,12 +28,15 @@ struct Known {
     changes: Cell<u64>,
     /// Whether this backend asks to be told.
     listens: Cell<bool>,
+    /// What `changes` was when there was an index key.
+    index_key_at: Cell<Option<u64>>,
 }
 
 static KNOWN: BackendLocal<Known> = BackendLocal::new(Known {
     table: Cell::new(pg_sys::InvalidOid),
     changes: Cell::new(0),
     listens: Cell::new(false),
+    index_key_at: Cell::new(None),
 });
 
 /// Counts the changes of the key table that this backend was told of: what was
@@ -60,14 +63,24 @@ pub(crate) fn index_key() -> Result<IndexKey, Error> {
 /// a state where nothing can be written, a parallel query or index build.
 /// Whatever is in the way will be an error when the key is needed.
 pub(crate) fn prepare_index_key() -> Result<(), Error> {
-    let maintenance = compat::is_autovacuum() || compat::in_vacuum();
-    if maintenance || cannot_write().is_some() || read_index_row()?.is_some() {
+    if KNOWN.index_key_at.get() == Some(changes())
+        || compat::collects_statistics()
+        || compat::in_vacuum()
+        || cannot_write().is_some()
+        || table().is_err()
+    {
         return Ok(());
     }
-    match make_index_key() {
-        Ok(_) | Err(Error::NoKeyRing { .. }) => Ok(()),
-        Err(error) => Err(error),
-    }
+    let made = match read_index_row()? {
+        Some(_) => true,
+        None => match make_index_key() {
+            Ok(_) => true,
+            Err(Error::NoKeyRing { .. }) => false,
+            Err(error) => return Err(error),
+        },
+    };
+    KNOWN.index_key_at.set(made.then(changes));
+    Ok(())
 }
 
 fn read_index_row() -> Result<Option<KeyRow>, Error> {

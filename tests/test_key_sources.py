@@ -530,3 +530,38 @@ def test_the_wrong_key_names_what_is_needed_and_what_is_loaded(host: Cluster) ->
     assert diag.message_hint
     use_ring(host, f"{newer},{old}")
     assert host.psql("SELECT secret FROM w; DROP TABLE w") == "x"
+
+
+@pytest.mark.parametrize("session_key", [False, True])
+def test_a_session_that_starts_with_a_parallel_query_has_its_keys(
+    make_cluster: MakeCluster, session_key: bool
+) -> None:
+    """PostgreSQL loads the library in the middle of it, to print the first row."""
+    cluster = make_cluster(ring=new_key())
+    own = new_key()
+    with cluster.connect() as session:
+        session.execute("CREATE TABLE t (secret encrypted_text)")
+        if session_key:
+            session.execute("SELECT set_config('colcrypt.key', %s, false)", [own])
+        session.execute("INSERT INTO t SELECT i::text FROM generate_series(1, 99) i")
+    options = "-c parallel_setup_cost=0 -c parallel_tuple_cost=0"
+    options += " -c min_parallel_table_scan_size=0"
+    for leader in ("on", "off"):
+        leads = f" -c parallel_leader_participation={leader}"
+        with cluster.connect(options=options + leads) as session:
+            if session_key:
+                session.execute("SELECT set_config('colcrypt.key', %s, false)", [own])
+            query = "SELECT secret FROM t WHERE ctid IS NOT NULL"
+            plan = session.execute("EXPLAIN " + query).fetchall()
+            assert any("Gather" in line for (line,) in plan), plan
+            notices: list[str] = []
+            session.add_notice_handler(
+                lambda notice: notices.append(notice.message_primary or "")
+            )
+            found = {value for (value,) in session.execute(query).fetchall()}
+            assert found == {str(i) for i in range(1, 100)}
+            assert notices == []
+            # And from then on.
+            assert fetch(session, "SELECT count(secret::text) FROM t") == 99
+            assert fetch(session, "SELECT decrypt(encrypt('x'))") == "x"
+    assert "cannot be set during a parallel operation" not in cluster.log()

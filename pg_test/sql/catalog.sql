@@ -16,19 +16,26 @@ ORDER BY oid::regprocedure::text COLLATE "C";
 -- The rules behind that list. Each query gives what breaks one.
 SELECT oid::regprocedure AS leakproof FROM own_function WHERE proleakproof;
 SELECT oid::regprocedure AS volatile FROM own_function
-WHERE provolatile = 'v' AND proname NOT IN ('generate_key', 'rotate_column');
+WHERE provolatile = 'v' AND proname NOT IN
+    ('generate_key', 'rotate_column', 'key_changed', 'create_index_key', 'rewrap_keys');
 SELECT oid::regprocedure AS depends_on_the_key_but_immutable FROM own_function
 WHERE provolatile = 'i'
-    AND proname NOT IN ('ciphertext', 'fernet_token', 'inspect', 'encrypted_text_typmod_in');
+    AND proname NOT IN ('ciphertext', 'fernet_token', 'inspect', 'encrypted_text_typmod_in')
+    -- What operator classes are made of depends on the plaintext alone.
+    AND oid NOT IN (SELECT amproc FROM pg_amproc)
+    AND oidvectortypes(proargtypes) NOT IN ('encrypted_text, encrypted_text', 'text, text');
 SELECT oid::regprocedure AS not_parallel_safe FROM own_function
-WHERE proparallel <> 's' AND proname <> 'rotate_column';
+WHERE proparallel <> 's' AND proname NOT IN ('rotate_column', 'encrypted_text_typanalyze',
+    'key_changed', 'create_index_key', 'rewrap_keys');
 SELECT oid::regprocedure AS called_with_null FROM own_function
-WHERE NOT proisstrict AND proname <> 'rotate_column';
+WHERE NOT proisstrict
+    AND proname NOT IN ('rotate_column', 'key_changed', 'create_index_key', 'rewrap_keys');
 SELECT oid::regprocedure AS security_definer FROM own_function WHERE prosecdef;
 SELECT oid::regprocedure AS without_comment FROM own_function
 WHERE obj_description(oid, 'pg_proc') IS NULL;
 
--- Whoever may bring ciphertext in can have the database decrypt it.
+-- Whoever may bring ciphertext in can have the database decrypt it; whoever may
+-- hash a text can test guesses against a stolen index.
 SELECT oid::regprocedure AS not_for_public FROM own_function
 WHERE NOT has_function_privilege('public', oid, 'EXECUTE')
 ORDER BY oid::regprocedure::text COLLATE "C";
@@ -63,7 +70,8 @@ WHERE casttarget = 'encrypted_text'::regtype AND castcontext = 'i' AND castsourc
 SELECT oid::regprocedure AS no_source FROM own_function
 WHERE prolang = 0 OR prorettype = 0 OR pronargs < 0 OR pronargdefaults NOT BETWEEN 0 AND pronargs
     OR array_lower(proargtypes, 1) <> 0 OR array_upper(proargtypes, 1) <> pronargs - 1
-    OR prokind <> 'f' OR prosrc IS NULL OR prosrc = '' OR probin IS NULL OR probin = '';
+    OR prokind <> 'f' OR prosrc IS NULL OR prosrc = ''
+    OR (prolang = (SELECT oid FROM pg_language WHERE lanname = 'c')) <> (COALESCE(probin, '') <> '');
 SELECT oid::regprocedure AS argument_modes FROM own_function
 WHERE proargnames IS NOT NULL AND proallargtypes IS NOT NULL
     AND array_length(proargnames, 1) <> array_length(proallargtypes, 1);
@@ -72,8 +80,10 @@ FROM own_function AS p
 WHERE ('internal'::regtype = ANY (p.proargtypes) OR 'cstring'::regtype = ANY (p.proargtypes)
         OR p.prorettype IN ('internal'::regtype, 'cstring'::regtype))
     AND p.oid NOT IN (
-        SELECT unnest(ARRAY[typinput, typoutput, typreceive, typsend, typmodin, typmodout]::oid[])
-        FROM pg_type WHERE oid = 'encrypted_text'::regtype);
+        SELECT unnest(ARRAY[typinput, typoutput, typreceive, typsend, typmodin, typmodout,
+            typanalyze]::oid[])
+        FROM pg_type WHERE oid = 'encrypted_text'::regtype
+        UNION ALL SELECT amproc FROM pg_amproc);
 SELECT t.typname AS bad_input FROM pg_type AS t JOIN pg_proc AS p ON p.oid = t.typinput
 WHERE t.oid = 'encrypted_text'::regtype
     AND (p.prorettype <> t.oid OR p.proretset OR NOT p.proisstrict OR p.provolatile = 'v'

@@ -56,8 +56,9 @@ WHERE password::text = 'pw 2';
 DROP TABLE credentials;
 DROP TYPE credential;
 
--- What needs an order or equality of the type says so: it has none by itself.
-CREATE TYPE secret_range AS RANGE (subtype = encrypted_text);
-SELECT ARRAY['a'::encrypted_text] = ARRAY['a'::encrypted_text];
-SELECT DISTINCT s FROM (VALUES ('a'::encrypted_text)) AS v (s);
-SELECT s FROM (VALUES ('a'::encrypted_text)) AS v (s) ORDER BY s;
+-- Arrays and rows compare by their members' plaintext.
+SELECT ARRAY['a', 'b']::encrypted_text[] = ARRAY['a', 'b']::encrypted_text[] AS t,
+    ARRAY['a', 'b']::encrypted_text[] = ARRAY['a', 'c']::encrypted_text[] AS f,
+    ROW('a'::encrypted_text, 1) = ROW('a'::encrypted_text, 1) AS t,
+    'a'::encrypted_text = ANY (ARRAY['b', 'a']::encrypted_text[]) AS t;
+SELECT DISTINCT s FROM (VALUES ('a'::encrypted_text), ('a'), (NULL)) AS v (s) ORDER BY s;

@@ -17,6 +17,7 @@ use colcrypt_core::{Tag, TagMemory};
 use zeroize::Zeroizing;
 
 use crate::backend_local::BackendLocal;
+use crate::compat;
 use crate::encoding;
 use crate::error::Error;
 use crate::sealing;
@@ -70,6 +71,21 @@ impl Operand<'_> {
 
     /// The tag of a value that is looked at once: to hash it, or to sort by it.
     fn tag(&self) -> Result<Tag, Error> {
+        self.made_tag().or_else(|error| self.stand_in(error))
+    }
+
+    /// ANALYZE must not fail for want of a key. What it sorts and counts, extended
+    /// statistics and arrays, need not be in an order that anything else agrees
+    /// with. Everywhere else there is no stand-in for a tag.
+    fn stand_in(&self, error: Error) -> Result<Tag, Error> {
+        if !compat::collects_statistics() {
+            return Err(error);
+        }
+        let (Self::Sealed(bytes) | Self::Plain(bytes)) = self;
+        Ok(Tag::stand_in(bytes))
+    }
+
+    fn made_tag(&self) -> Result<Tag, Error> {
         tags::with_memory(|memory| {
             let tag = self.with_plaintext(0, |plaintext| memory.tag(plaintext))?;
             // Next, a hash table compares it with what it has.
@@ -113,6 +129,14 @@ impl Operand<'_> {
 
 /// Whether two values have the same plaintext. Needs no index key.
 fn equal(left: &Operand<'_>, right: &Operand<'_>) -> Result<bool, Error> {
+    match equal_plaintexts(left, right) {
+        // As in `Operand::stand_in`.
+        Err(_) if compat::collects_statistics() => Ok(left.tag()? == right.tag()?),
+        equal => equal,
+    }
+}
+
+fn equal_plaintexts(left: &Operand<'_>, right: &Operand<'_>) -> Result<bool, Error> {
     if let (Operand::Sealed(a), Operand::Sealed(b)) = (left, right)
         && let Some(equal) = tags::equal_if_known(a, b)?
     {
@@ -123,8 +147,13 @@ fn equal(left: &Operand<'_>, right: &Operand<'_>) -> Result<bool, Error> {
 
 /// Orders two values by their tags.
 fn compare(left: &Operand<'_>, right: &Operand<'_>) -> Result<Ordering, Error> {
-    tags::with_memory(|memory| {
+    let ordering = tags::with_memory(|memory| {
         let left = left.remembered_tag(0, memory)?;
         Ok(left.cmp(&right.remembered_tag(1, memory)?))
-    })
+    });
+    match ordering {
+        // As in `Operand::stand_in`; one by one, so that there is one order.
+        Err(_) if compat::collects_statistics() => Ok(left.tag()?.cmp(&right.tag()?)),
+        ordering => ordering,
+    }
 }

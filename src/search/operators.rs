@@ -68,12 +68,16 @@ macro_rules! operators {
             $right,
             |a, b| { compare(a, b).map(Ordering::is_gt) }
         );
-        operator!(
-            concat!("encrypted_text_cmp_", $suffix),
-            $left,
-            $right,
-            index_order
-        );
+        per_value_function!(concat!("encrypted_text_cmp_", $suffix), |call| {
+            let call: Call<'_> = call;
+            if compat::in_vacuum() {
+                way_to_the_left(&call).into()
+            } else {
+                let left = operand!($left, call, 0);
+                let right = operand!($right, call, 1);
+                (Error::unwrap_or_raise(compare(&left, &right)) as i32).into()
+            }
+        });
     };
 }
 
@@ -82,16 +86,17 @@ operators!("et", e, t);
 operators!("te", t, e);
 operators!("tt", t, t);
 
-/// Support function 1 of the btree families: below zero, zero, above zero.
-fn index_order(left: &Operand<'_>, right: &Operand<'_>) -> Result<i32, Error> {
-    // VACUUM compares only to find the way from the root to the parent of a page
-    // that it deletes (_bt_pagedel() of nbtpage.c), and walks to the right until it
-    // meets the parent. So it finds it from the leftmost path too, and needs no
-    // key for that: autovacuum must work in a server without one.
-    if compat::in_vacuum() {
-        return Ok(-1);
-    }
-    compare(left, right).map(|ordering| ordering as i32)
+/// What support function 1 of the btree families gives to VACUUM. VACUUM compares
+/// only to find the way from the root to the parent of a page that it deletes
+/// (`_bt_pagedel()` of nbtpage.c), and then walks to the right until it meets the
+/// parent. So it finds it from the leftmost path too, and needs no key for that:
+/// autovacuum must work in a server without one.
+fn way_to_the_left(call: &Call<'_>) -> i32 {
+    // SAFETY: in a VACUUM only `_bt_compare()` (nbtsearch.c) calls a support
+    // function 1, with a scan key.
+    let descending = unsafe { call.scan_key().sk_flags } & compat::SK_BT_DESC != 0;
+    // It turns the sign round, unless the column is descending.
+    if descending { -1 } else { 1 }
 }
 
 /// Support function 1 of the hash families.

@@ -15,7 +15,9 @@ type RunHook = pg_sys::ExecutorRun_hook_type;
 static NEXT: BackendLocal<Cell<RunHook>> = BackendLocal::new(Cell::new(None));
 
 /// Installs the hook. By the time it is asked, the executor has looked up the
-/// functions that a query compares with, and so loaded this library.
+/// functions that a query compares with, and so loaded this library. Whether a
+/// parallel query compares encrypted values is not asked: that can be deep inside
+/// of arrays, rows and domains, and a key that is made too early does no harm.
 pub(crate) fn install() {
     // SAFETY: hooks are set when a library is loaded, in the only thread.
     unsafe {
@@ -34,7 +36,7 @@ unsafe extern "C-unwind" fn executor_run(
     // SAFETY: PostgreSQL passes a query that is started.
     unsafe {
         if (*(*query).plannedstmt).parallelModeNeeded {
-            before_parallel_query(query);
+            before_parallel_query();
         }
         match NEXT.get() {
             Some(next) => next(query, direction, count, execute_once),
@@ -44,37 +46,8 @@ unsafe extern "C-unwind" fn executor_run(
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn before_parallel_query(query: *mut pg_sys::QueryDesc) {
-    // SAFETY: the query is started, its relations are open and locked.
-    if unsafe { reads_encrypted_column(query) } {
-        Error::unwrap_or_raise(managed_keys::prepare_index_key());
-    }
-}
-
-/// # Safety
-/// The query is started.
-unsafe fn reads_encrypted_column(query: *mut pg_sys::QueryDesc) -> bool {
-    // SAFETY: by the caller's word the executor's arrays are filled.
-    let relations = unsafe {
-        let executor = (*query).estate;
-        if (*executor).es_relations.is_null() {
-            return false;
-        }
-        let count = (*executor).es_range_table_size as usize;
-        core::slice::from_raw_parts((*executor).es_relations, count)
-    };
-    let encrypted_text = compat::encrypted_text_oid();
-    let mut open = relations.iter().filter(|relation| !relation.is_null());
-    open.any(|relation| {
-        // SAFETY: an open relation has a descriptor with as many columns as it says.
-        unsafe {
-            let descriptor = (**relation).rd_att;
-            let columns = (*descriptor).attrs.as_slice((*descriptor).natts as usize);
-            columns
-                .iter()
-                .any(|column| column.atttypid == encrypted_text && !column.attisdropped)
-        }
-    })
+unsafe extern "C-unwind" fn before_parallel_query() {
+    Error::unwrap_or_raise(managed_keys::prepare_index_key());
 }
 
 // The "options" support function of the operator classes. They have no options;

@@ -118,6 +118,20 @@ impl<'a> Call<'a> {
         unsafe { self.datum(number).cast_mut_ptr() }
     }
 
+    /// The scan key that the function is called for.
+    ///
+    /// # Safety
+    /// The function is called through the `sk_func` of a scan key.
+    pub(crate) unsafe fn scan_key(&self) -> &'a pg_sys::ScanKeyData {
+        // SAFETY: by the caller's word the function's description is a field of it.
+        unsafe {
+            let function: *const u8 = self.0.flinfo.cast();
+            &*function
+                .sub(core::mem::offset_of!(pg_sys::ScanKeyData, sk_func))
+                .cast()
+        }
+    }
+
     /// What a trigger function is called with; `None` if it is called otherwise.
     pub(crate) fn trigger(&self) -> Option<&'a pg_sys::TriggerData> {
         // SAFETY: the context is null or a node that says what it is.

@@ -1,0 +1,557 @@
+"""What an index and the statistics tell a thief of the disk: not the values; and
+that VACUUM and ANALYZE, which keep them, work in a server that has no key."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import decryptor
+import psycopg
+import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from conftest import MakeCluster
+from harness import Cluster, Database, fetch, new_key, wait_until
+from test_leakage import files_with
+
+VALUES = [f"canary-{i}-of-colcrypt-tests" for i in range(300)] + ["", "é", "a"]
+# Short ones are no needles: they may turn up by chance.
+NEEDLES = VALUES[:300]
+BUILDS = ("before", "after")
+
+
+@pytest.fixture(scope="module")
+def host(base: Path, template: Path) -> Iterator[Cluster]:
+    cluster = Cluster(base, template, ring=new_key())
+    cluster.conf(autovacuum=False)
+    cluster.start()
+    cluster.psql("CREATE EXTENSION colcrypt; CREATE EXTENSION pageinspect")
+    with cluster.connect() as session:
+        session.execute("CREATE TABLE t (secret encrypted_text)")
+        session.execute(
+            "CREATE TABLE twin (plain text, hash bytea, hex text);"
+            "CREATE INDEX twin_plain ON twin (plain);"
+            "CREATE INDEX twin_hash ON twin (hash);"
+            "CREATE INDEX twin_hex ON twin (hex);"
+            "CREATE INDEX twin_code ON twin USING hash (plain)"
+        )
+        make_indexes(session, "before")
+        for text in VALUES:
+            digest = hashlib.sha256(text.encode())
+            session.execute("INSERT INTO t VALUES (%s)", [text])
+            twin = [text, digest.digest(), hashlib.sha1(text.encode()).hexdigest()]
+            session.execute("INSERT INTO twin VALUES (%s, %s, %s)", twin)
+        session.execute("UPDATE t SET secret = secret::text")
+        make_indexes(session, "after")
+        session.execute("ANALYZE; CHECKPOINT")
+    yield cluster
+    cluster.destroy()
+
+
+def make_indexes(session: psycopg.Connection, build: str) -> None:
+    for method in ("btree", "hash"):
+        session.execute(f"CREATE INDEX {method}_{build} ON t USING {method} (secret)")
+
+
+@pytest.fixture
+def session(host: Cluster) -> Iterator[psycopg.Connection]:
+    with host.connect() as session:
+        yield session
+
+
+def index_key(host: Cluster) -> bytes:
+    """The database's index key, unwrapped without colcrypt."""
+    row = host.psql("SELECT key_id, kind, wrapped_by, wrapped FROM colcrypt.key")
+    key_id, kind, wrapped_by, wrapped = row.split("|")
+    ring_key = decryptor.ring_key((host.dir / "ring.keys").read_text())
+    assert (kind, wrapped_by) == ("index", decryptor.key_id(ring_key).hex())
+    aad = b"colcrypt v1 key" + bytes.fromhex(key_id)
+    for part in (kind.encode(), b"", b""):
+        aad += len(part).to_bytes(4, "big") + part
+    nonce, sealed = decryptor.split(bytes.fromhex(wrapped.removeprefix("\\x")), 12)
+    key = AESGCM(decryptor.subkey(ring_key, "wrap")).decrypt(nonce, sealed, aad)
+    assert decryptor.key_id(key).hex() == key_id
+    return key
+
+
+# Pages of indexes
+
+
+def page_bytes(host: Cluster, session: psycopg.Connection, index: str) -> bytes:
+    """The file of an index, and what PostgreSQL shows of its pages."""
+    pages = session.cursor(binary=True).execute(
+        f"SELECT get_raw_page('{index}', n::int) FROM generate_series(0,"
+        f" pg_relation_size('{index}') / 8192 - 1) n"
+    )
+    shown = b"".join(page for (page,) in pages)
+    stored = host.relation_path(index).read_bytes()
+    assert shown and len(shown) == len(stored)
+    return shown + stored
+
+
+def digests(text: str) -> list[bytes]:
+    names = "md5 sha1 sha224 sha256 sha384 sha512 blake2b blake2s sha3_256".split()
+    return [hashlib.new(name, text.encode()).digest() for name in names]
+
+
+def traces(text: str) -> list[bytes]:
+    """What would give a value away: it, or the start of a hash that anyone can make
+    of it, raw or in hex."""
+    starts = [digest[:8] for digest in digests(text)]
+    hexes = [start.hex().encode() for start in starts]
+    return [text.encode(), *starts, *hexes, *(each.upper() for each in hexes)]
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("method", ["btree", "hash"])
+def test_index_pages_hold_neither_plaintext_nor_an_unkeyed_hash(
+    host: Cluster, session: psycopg.Connection, method: str, build: str
+) -> None:
+    pages = page_bytes(host, session, f"{method}_{build}")
+    assert [text for text in NEEDLES if any(t in pages for t in traces(text))] == []
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_btree_pages_do_not_even_hold_tags(
+    host: Cluster, session: psycopg.Connection, build: str
+) -> None:
+    key, pages = index_key(host), page_bytes(host, session, f"btree_{build}")
+    tags = [hmac.digest(key, text.encode(), "sha256") for text in VALUES]
+    assert [tag for tag in tags if tag[:8] in pages or tag[7::-1] in pages] == []
+
+
+@pytest.mark.parametrize("index", ["twin_plain", "twin_hash", "twin_hex"])
+def test_the_same_search_finds_plaintext_and_unkeyed_hashes(
+    host: Cluster, session: psycopg.Connection, index: str
+) -> None:
+    # So that the search above can fail.
+    pages = page_bytes(host, session, index)
+    assert all(any(t in pages for t in traces(text)) for text in NEEDLES)
+
+
+def test_no_file_holds_an_indexed_value(host: Cluster) -> None:
+    # The WAL of index builds and the statistics are among them.
+    host.psql("CREATE TABLE lone (secret encrypted_text, id int)")
+    with host.connect() as session:
+        for number in range(100):
+            value = f"lonely-{number}-canary"
+            session.execute("INSERT INTO lone VALUES (%s)", [value])
+        for method in ("btree", "hash"):
+            session.execute(f"CREATE INDEX ON lone USING {method} (secret)")
+        # Each value twice makes it one of the most common ones.
+        session.execute("INSERT INTO lone TABLE lone; UPDATE lone SET id = 1")
+        session.execute("CREATE STATISTICS s (mcv, ndistinct) ON id, secret FROM lone")
+        session.execute("ANALYZE lone; CHECKPOINT")
+        kept = "SELECT stxdmcv IS NOT NULL FROM pg_statistic_ext_data"
+        assert fetch(session, kept)
+    assert files_with(host.datadir, b"lonely-") == []
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_btree_leaves_hold_the_stored_values_and_nothing_else(
+    session: psycopg.Connection, build: str
+) -> None:
+    sealed = session.execute("SELECT ciphertext(secret) FROM t").fetchall()
+    stored = {decryptor.stored_bytes(text) for (text,) in sealed}
+    items = session.execute(
+        f"SELECT data FROM (SELECT 'btree_{build}') AS x (name),"
+        " generate_series(1, pg_relation_size(name::regclass) / 8192 - 1) n,"
+        " bt_page_stats(name, n::int) s, bt_page_items(name, n::int) i"
+        " WHERE s.type = 'l' AND NOT i.dead"
+    ).fetchall()
+    entries = [bytes.fromhex(data.replace(" ", "")) for (data,) in items]
+    for entry in entries:
+        # A short varlena, behind it padding to 8 bytes.
+        length = entry[0] >> 1
+        assert not any(entry[length:]) and len(entry) - length < 8
+    assert {entry[1 : entry[0] >> 1] for entry in entries} >= stored
+
+
+# The codes of a hash index
+
+
+def stored_codes(session: psycopg.Connection, index: str) -> set[int]:
+    codes = session.execute(
+        "SELECT i.data"
+        f" FROM generate_series(0, pg_relation_size('{index}') / 8192 - 1) n,"
+        f" LATERAL (SELECT get_raw_page('{index}', n::int)) p (page),"
+        " LATERAL hash_page_items(page) i"
+        " WHERE hash_page_type(page) IN ('bucket', 'overflow')"
+    ).fetchall()
+    return {code for (code,) in codes}
+
+
+def unkeyed_codes(session: psycopg.Connection, text: str) -> set[int]:
+    """32 bits of what anyone can make of a text."""
+    row = session.execute(
+        "SELECT hashtext(%s), hashtextextended(%s, 0), hashtextextended(%s, 1)",
+        [text] * 3,
+    ).fetchone()
+    assert row is not None
+    numbers = [(number, 4 if n == 0 else 8) for n, number in enumerate(row)]
+    hashes = [number.to_bytes(size, "big", signed=True) for number, size in numbers]
+    hashes += [zlib.crc32(text.encode()).to_bytes(4, "big"), *digests(text)]
+    parts = [part for each in hashes for part in (each[:4], each[-4:])]
+    return {
+        int.from_bytes(part, order) for part in parts for order in ("big", "little")
+    }
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_hash_codes_are_the_start_of_the_hmac_under_the_index_key(
+    host: Cluster, session: psycopg.Connection, build: str
+) -> None:
+    key = index_key(host)
+    tags = [hmac.digest(key, text.encode(), "sha256") for text in VALUES]
+    codes = stored_codes(session, f"hash_{build}")
+    assert codes == {int.from_bytes(tag[:4], "big") for tag in tags}
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_hash_codes_are_no_unkeyed_hash(
+    session: psycopg.Connection, build: str
+) -> None:
+    codes = stored_codes(session, f"hash_{build}")
+    assert len(codes) == len(VALUES)
+    assert [text for text in VALUES if codes & unkeyed_codes(session, text)] == []
+
+
+def test_the_same_comparison_finds_postgresql_s_own_codes(
+    session: psycopg.Connection,
+) -> None:
+    codes = stored_codes(session, "twin_code")
+    assert all(codes & unkeyed_codes(session, text) for text in VALUES)
+
+
+def test_another_database_has_other_codes(db: Database, host: Cluster) -> None:
+    with db.connect() as session:
+        session.execute("CREATE EXTENSION pageinspect")
+        session.execute("CREATE TABLE t (secret encrypted_text)")
+        session.execute("CREATE INDEX h ON t USING hash (secret)")
+        session.execute("INSERT INTO t SELECT unnest(%s::text[])", [VALUES])
+        elsewhere = stored_codes(session, "h")
+    with host.connect() as session:
+        assert elsewhere and not elsewhere & stored_codes(session, "hash_after")
+
+
+# What PostgreSQL refuses to store
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "((secret::text))",
+        "(lower(secret))",
+        "(md5(secret))",
+        "((secret || 'x'))",
+        "(decrypt(secret))",
+        "(id) WHERE secret::text > 'm'",
+        "(id) WHERE secret = 'm'::text",
+    ],
+)
+def test_an_index_over_the_plaintext_is_refused(db: Database, what: str) -> None:
+    db.psql("CREATE TABLE t (id int, secret encrypted_text)")
+    error = db.psql_error(f"CREATE INDEX ON t {what}")
+    assert "42P17" in error and "must be marked IMMUTABLE" in error
+
+
+@pytest.mark.parametrize(
+    "method, what, code",
+    [
+        ("btree", "(secret text_ops)", "42804"),
+        ("btree", "(secret text_pattern_ops)", "42804"),
+        ("hash", "(secret text_ops)", "42804"),
+        ("brin", "(secret text_bloom_ops)", "42804"),
+        ("brin", "(secret)", "42704"),
+        ("gist", "(secret)", "42704"),
+        ("spgist", "(secret)", "42704"),
+        ("gin", "(secret)", "42704"),
+    ],
+)
+def test_an_index_by_the_rules_of_text_is_refused(
+    db: Database, method: str, what: str, code: str
+) -> None:
+    db.psql("CREATE TABLE t (secret encrypted_text)")
+    assert code in db.psql_error(f"CREATE INDEX ON t USING {method} {what}")
+
+
+# Not `secret` alone: PostgreSQL looks for functions that are not immutable before it
+# adds the cast to the column's type (docs/threat-model.md).
+@pytest.mark.parametrize("what", ["secret::text", "lower(secret)", "md5(secret)"])
+def test_a_generated_column_of_the_plaintext_is_refused(
+    db: Database, what: str
+) -> None:
+    error = db.psql_error(
+        "CREATE TABLE t (secret encrypted_text,"
+        f" plain text GENERATED ALWAYS AS ({what}) STORED)"
+    )
+    assert "42P17" in error and "not immutable" in error
+
+
+# Statistics
+
+
+def statistics(session: psycopg.Connection, column: str) -> tuple[float, int, float]:
+    row = session.execute(
+        "SELECT null_frac, avg_width, n_distinct FROM pg_stats"
+        " WHERE tablename = 't' AND attname = %s",
+        [column],
+    ).fetchone()
+    assert row is not None
+    return row
+
+
+@pytest.mark.parametrize(
+    "value, rows, null_fraction, width, distinct",
+    [
+        pytest.param("i::text", 20_000, 0, 5, -1, id="unique"),
+        pytest.param("(i % 10)::text", 20_000, 0, 1, 10, id="ten"),
+        pytest.param("(i % 10)::text", 50_000, 0, 1, 10, id="ten of many"),
+        # The i-th value i times, for 300 values.
+        pytest.param("floor(sqrt(i * 2))::text", 45_000, 0, 3, 300, id="skewed"),
+        pytest.param(
+            "CASE WHEN i % 2 = 0 THEN i::text END", 20_000, 0.5, 5, -0.5, id="half"
+        ),
+        pytest.param("NULL::text", 1_000, 1, 0, 0, id="all NULL"),
+        pytest.param("''", 1_000, 0, 0, 1, id="empty"),
+        pytest.param("lpad((i % 10)::text, 900)", 1_000, 0, 900, 10, id="large"),
+        # As for text: too large to look at.
+        pytest.param("lpad((i % 10)::text, 1100)", 1_000, 0, 1100, -1, id="too large"),
+    ],
+)
+def test_statistics_count_and_hold_no_value(
+    db: Database,
+    value: str,
+    rows: int,
+    null_fraction: float,
+    width: int,
+    distinct: float,
+) -> None:
+    with db.connect() as session:
+        session.execute("CREATE TABLE t (plain text, secret encrypted_text)")
+        session.execute(
+            f"INSERT INTO t SELECT v, v FROM generate_series(1, {rows}) i,"
+            f" LATERAL (SELECT {value}) AS s (v); ANALYZE t"
+        )
+        nulls, bytes_, found = statistics(session, "secret")
+        plain_nulls, _, plain_found = statistics(session, "plain")
+        assert nulls == pytest.approx(null_fraction, abs=0.01)
+        assert nulls == plain_nulls
+        if nulls < 1:
+            # 45 bytes more, and a header of 1 or 4.
+            assert width + 44 <= bytes_ <= width + 50
+        if distinct > 0:
+            assert distinct / 2 <= found <= distinct * 2
+        else:
+            assert found == pytest.approx(distinct, rel=0.02)
+        # Of the same sample PostgreSQL estimates the same for text.
+        assert found == pytest.approx(plain_found, rel=0.05)
+        held = session.execute(
+            "SELECT stakind1, stakind2, stakind3, stakind4, stakind5,"
+            " COALESCE(stavalues1, stavalues2, stavalues3, stavalues4, stavalues5),"
+            " COALESCE(stanumbers1, stanumbers2, stanumbers3, stanumbers4, stanumbers5)"
+            " FROM pg_statistic JOIN pg_attribute"
+            " ON (attrelid, attnum) = (starelid, staattnum)"
+            " WHERE attrelid = 't'::regclass AND attname = 'secret'"
+        ).fetchall()
+        assert held == [(0, 0, 0, 0, 0, None, None)]
+
+
+# Keyless maintenance
+
+SHAPES = {
+    "ascending": "btree (secret)",
+    "descending": "btree (secret DESC)",
+    "nulls_first": "btree (secret NULLS FIRST)",
+    "second": "btree (id, secret)",
+    "first": "btree (secret, id)",
+    "hash": "hash (secret)",
+}
+BTREES = [name for name in SHAPES if name != "hash"]
+
+
+class Keyless:
+    """A server that has lost its key: each table of SHAPES has one index."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        cluster.psql("CREATE EXTENSION amcheck; CREATE EXTENSION pgstattuple")
+        for name, what in SHAPES.items():
+            cluster.psql(
+                f"CREATE TABLE {name} (id int, secret encrypted_text);"
+                f"CREATE INDEX {name}_i ON {name} USING {what};"
+                f"INSERT INTO {name} SELECT i, lpad(i::text, 300)"
+                " FROM generate_series(1, 2000) i"
+            )
+        self.ring = cluster.settings["colcrypt.key_file"]
+        self.set_key(None)
+        assert "55000" in cluster.psql_error("SELECT secret FROM hash")
+
+    def set_key(self, file: object) -> None:
+        self.cluster.conf({"colcrypt.key_file": file})
+        self.cluster.restart()
+
+    def check(self) -> None:
+        """With the key again, indexes are whole and find what is there."""
+        self.set_key(self.ring)
+        for name in SHAPES:
+            left = self.cluster.psql(f"SELECT count(*) FROM {name}")
+            found = self.cluster.psql(
+                "SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan;"
+                f"SELECT count(*) FROM generate_series(1, 2000) i JOIN {name} t"
+                " ON t.secret = lpad(i::text, 300)"
+            )
+            assert int(left) > 0 and found == left
+        for name in BTREES:
+            self.cluster.psql(f"SELECT bt_index_parent_check('{name}_i', true, true)")
+
+
+@pytest.fixture
+def keyless(make_cluster: MakeCluster) -> Keyless:
+    return Keyless(make_cluster(ring=new_key(), conf={"autovacuum": False}))
+
+
+def deleted_pages(cluster: Cluster, name: str) -> int:
+    return int(cluster.psql(f"SELECT deleted_pages FROM pgstatindex('{name}_i')"))
+
+
+def test_vacuum_and_analyze_need_no_key(keyless: Keyless) -> None:
+    cluster = keyless.cluster
+    start = len(cluster.log())
+    for name in SHAPES:
+        cluster.psql(f"DELETE FROM {name} WHERE id % 50 <> 0")
+    cluster.psql("VACUUM; ANALYZE; VACUUM (ANALYZE, PARALLEL 2)")
+    for name in SHAPES:
+        stats = cluster.psql(
+            "SELECT null_frac, avg_width, n_distinct FROM pg_stats"
+            f" WHERE tablename = '{name}' AND attname = 'secret'"
+        )
+        # Without a key there is no telling how many are distinct.
+        assert re.fullmatch(r"0\|34\d\|0", stats)
+    deleted = {name: deleted_pages(cluster, name) for name in BTREES}
+    log = cluster.log()[start:]
+    keyless.check()
+    assert "ERROR" not in log
+    # About 100 leaves became empty.
+    assert min(deleted.values()) > 50, deleted
+    assert "failed to re-find" not in log
+
+
+def test_pages_that_vacuum_deletes_without_a_key_are_used_again(
+    keyless: Keyless,
+) -> None:
+    cluster = keyless.cluster
+    for name in SHAPES:
+        cluster.psql(f"DELETE FROM {name} WHERE id <> 1000")
+    cluster.psql("VACUUM; SELECT txid_current(); VACUUM")
+    deleted = {name: deleted_pages(cluster, name) for name in BTREES}
+    keyless.set_key(keyless.ring)
+    sizes = {}
+    for name in SHAPES:
+        size = f"SELECT pg_relation_size('{name}_i')"
+        before = int(cluster.psql(size))
+        cluster.psql(
+            f"INSERT INTO {name} SELECT i, lpad(i::text, 300)"
+            " FROM generate_series(1, 500) i; VACUUM " + name
+        )
+        sizes[name] = int(cluster.psql(size)) / before
+    keyless.check()
+    assert min(deleted.values()) > 70, deleted
+    assert max(sizes.values()) == 1, sizes
+
+
+def test_autovacuum_needs_no_key(keyless: Keyless) -> None:
+    cluster = keyless.cluster
+    cluster.conf(
+        autovacuum=True,
+        autovacuum_naptime=1,
+        autovacuum_vacuum_threshold=1,
+        autovacuum_vacuum_scale_factor=0,
+        autovacuum_analyze_threshold=1,
+        autovacuum_analyze_scale_factor=0,
+        log_autovacuum_min_duration=0,
+    )
+    cluster.restart()
+    start = len(cluster.log())
+    for name in SHAPES:
+        cluster.psql(f"DELETE FROM {name} WHERE id % 50 <> 0")
+    done = (
+        "SELECT count(*) FROM pg_stat_user_tables"
+        " WHERE autovacuum_count > 0 AND autoanalyze_count > 0 AND n_tup_del > 0"
+    )
+    wait_until(lambda: cluster.psql(done) == str(len(SHAPES)), "autovacuum")
+    log = cluster.log()[start:]
+    deleted = {name: deleted_pages(cluster, name) for name in BTREES}
+    cluster.conf(autovacuum=False)
+    keyless.check()
+    assert "ERROR" not in log and "automatic vacuum of table" in log
+    assert "failed to re-find" not in log
+    assert min(deleted.values()) > 50, deleted
+
+
+@pytest.mark.parametrize(
+    "object",
+    [
+        "STATISTICS s ON secret, id FROM t",
+        "STATISTICS s (mcv) ON secret, id FROM t",
+        "INDEX i ON t (id) WHERE secret <> ''",
+        "TABLE u AS SELECT ARRAY[secret, secret] AS secrets FROM t",
+        "TYPE one AS (s encrypted_text);"
+        " CREATE TABLE u AS SELECT ROW(secret)::one AS secret FROM t",
+    ],
+)
+def test_analyze_needs_no_key_whatever_is_built_on_the_column(
+    make_cluster: MakeCluster, object: str
+) -> None:
+    cluster = make_cluster(ring=new_key(), conf={"autovacuum": False})
+    cluster.psql(
+        "CREATE TABLE t (id int, secret encrypted_text);"
+        "INSERT INTO t SELECT i, i % 10 FROM generate_series(1, 1000) i;"
+        f"CREATE {object}; ANALYZE"
+    )
+    cluster.conf({"colcrypt.key_file": None})
+    cluster.restart()
+    cluster.psql("ANALYZE")
+    assert "ERROR" not in cluster.log()
+
+
+def test_analyze_passes_over_unknown_keys_and_damaged_values(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(ring=new_key(), conf={"autovacuum": False})
+    with cluster.connect() as session:
+        session.execute("CREATE TABLE t (id int, secret encrypted_text)")
+        insert = "INSERT INTO t SELECT i, i % 10 FROM generate_series({}, {}) i"
+        session.execute(insert.format(1, 900))
+        session.execute("SELECT set_config('colcrypt.key', %s, false)", [new_key()])
+        session.execute(insert.format(901, 950))
+        session.execute("RESET colcrypt.key")
+        session.execute(insert.format(951, 1000))
+        damage = "SELECT ciphertext(secret) FROM t WHERE id > 950"
+        sealed = [text for (text,) in session.execute(damage).fetchall()]
+    heap = cluster.relation_path("t")
+    cluster.stop()
+    pages = heap.read_bytes()
+    for n, text in enumerate(sealed):
+        stored = decryptor.stored_bytes(text)
+        assert pages.count(stored) == 1
+        # Some with a broken format, some with a broken body.
+        broken = bytes([stored[0] | 0xF0]) + stored[1:] if n % 2 else stored[:-1] + b"x"
+        pages = pages.replace(stored, broken)
+    heap.write_bytes(pages)
+    cluster.start()
+    for id, code in ((925, "55000"), (951, "XX001"), (952, "XX001")):
+        assert code in cluster.psql_error(f"SELECT secret FROM t WHERE id = {id}")
+    start = len(cluster.log())
+    cluster.psql("ANALYZE t; VACUUM ANALYZE t")
+    with cluster.connect() as session:
+        nulls, width, distinct = statistics(session, "secret")
+    # 10, and 100 that are taken for distinct.
+    assert (nulls, distinct) == (0, pytest.approx(-0.11, abs=0.02))
+    assert 45 <= width <= 50
+    assert "ERROR" not in cluster.log()[start:]
