@@ -21,6 +21,8 @@ const MOST_PLAINTEXTS: usize = 1 << 13;
 /// Slots for copies of stored values that were recalled: 0.7 MB with values of 64
 /// bytes, so that they stay in the CPU's cache.
 const COPIES: usize = 1 << 12;
+/// After as many collisions without a find the most used entry goes.
+const MOST_USES: u8 = 8;
 /// Longest stored value that is copied, in bytes.
 const LONGEST_COPY: usize = 256;
 /// Longest value of which a copy is held, in bytes.
@@ -45,6 +47,8 @@ struct Copy {
     /// Eight of the bytes: tells most other values apart without following the
     /// pointer.
     check: [u8; 8],
+    /// As in the tables: what is found often stays.
+    uses: u8,
     tag: Tag,
     stored: Vec<u8>,
 }
@@ -103,11 +107,12 @@ impl TagMemory {
     /// [`Unknown`], with which it can be remembered.
     pub fn recall(&mut self, stored: &[u8]) -> Result<Tag, Unknown> {
         let (slot, check) = slot(stored);
-        if let Some(copy) = self.copies.get(slot)
+        if let Some(copy) = self.copies.get_mut(slot)
             && copy.check == check
             && !copy.stored.is_empty()
             && *copy.stored == *stored
         {
+            copy.uses = MOST_USES.min(copy.uses + 1);
             return Ok(copy.tag);
         }
         let hash = self.hash(stored);
@@ -123,12 +128,17 @@ impl TagMemory {
         if self.copies.is_empty() {
             let free = Copy {
                 check: [0; 8],
+                uses: 0,
                 tag: Tag::ZERO,
                 stored: Vec::new(),
             };
             self.copies = vec![free; COPIES];
         }
         let copy = &mut self.copies[slot];
+        if copy.uses > 0 {
+            copy.uses -= 1;
+            return;
+        }
         copy.check = check;
         copy.tag = tag;
         copy.stored.clear();
@@ -203,9 +213,6 @@ impl Table {
         tag: Tag::ZERO,
         uses: 0,
     };
-    /// After as many collisions without a find the most used entry goes.
-    const MOST_USES: u8 = 8;
-
     fn new(most: usize) -> Self {
         Self {
             entries: vec![Self::FREE; Self::FEWEST],
@@ -219,7 +226,7 @@ impl Table {
         if entry.hash != hash {
             return None;
         }
-        entry.uses = Self::MOST_USES.min(entry.uses + 1);
+        entry.uses = MOST_USES.min(entry.uses + 1);
         Some(entry.tag)
     }
 
