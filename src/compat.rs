@@ -48,6 +48,7 @@ const MAX_ALLOC_SIZE: usize = 0x3fff_ffff;
 /// pgrx's `palloc0` saves the machine's registers on every call (sigsetjmp), in
 /// case the call raises an error. This asks for memory in a way that cannot
 /// raise one, and only after a refusal in the way that does.
+#[inline]
 pub(crate) fn palloc0(size: usize) -> core::ptr::NonNull<core::ffi::c_void> {
     let flags = (pg_sys::MCXT_ALLOC_NO_OOM | pg_sys::MCXT_ALLOC_ZERO) as i32;
     let memory = if size <= MAX_ALLOC_SIZE {

@@ -99,6 +99,19 @@ impl From<Malformed> for Error {
     }
 }
 
+impl From<Malformed> for Box<Error> {
+    fn from(error: Malformed) -> Self {
+        Self::new(error.into())
+    }
+}
+
+impl From<Box<Error>> for ErrorReport {
+    #[track_caller]
+    fn from(error: Box<Error>) -> Self {
+        Self::from(*error)
+    }
+}
+
 impl From<SealError> for Error {
     fn from(error: SealError) -> Self {
         match error {
@@ -127,10 +140,10 @@ impl Error {
 
     /// The value, or the error raised. For the hot path: an `ErrorReport` in a
     /// function's result is several hundred bytes to move for every value.
-    pub(crate) fn unwrap_or_raise<T>(result: Result<T, Self>) -> T {
+    pub(crate) fn unwrap_or_raise<T>(result: Result<T, impl Into<Box<Self>>>) -> T {
         match result {
             Ok(value) => value,
-            Err(error) => error.raise(),
+            Err(error) => error.into().raise(),
         }
     }
 

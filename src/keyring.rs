@@ -222,17 +222,18 @@ pub(crate) fn current() -> Rc<ActiveRing> {
 pub(crate) fn with_current<T>(work: impl FnOnce(&Rc<ActiveRing>) -> T) -> T {
     // SAFETY: reads a variable that only this backend writes.
     let reload = unsafe { pg_sys::PgReloadTime };
-    if ACTIVE.seen_reload.get() == reload
-        && !ACTIVE.failed_earlier()
-        && let Some(ring) = ACTIVE.ring.borrow().as_ref()
-    {
-        return work(ring);
+    let fresh = ACTIVE.seen_reload.get() == reload
+        && (ACTIVE.failed_statement.get().is_none() || !ACTIVE.failed_earlier())
+        && ACTIVE.ring.borrow().is_some();
+    if !fresh {
+        refresh(reload);
     }
-    work(&refresh(reload))
+    work(ACTIVE.ring.borrow().as_ref().expect("refreshed"))
 }
 
 impl Active {
     /// Whether the last attempt to find a ring failed in an earlier statement.
+    #[cold]
     fn failed_earlier(&self) -> bool {
         self.failed_statement.get().is_some_and(|statement| {
             // SAFETY: reads a variable of this backend.
@@ -243,7 +244,7 @@ impl Active {
 
 /// Reads the sources again.
 #[cold]
-fn refresh(reload: i64) -> Rc<ActiveRing> {
+fn refresh(reload: i64) {
     let reloaded = ACTIVE.seen_reload.replace(reload) != reload;
     let sources = Sources::from_settings();
     let (mut active, failure) = STATE.with_borrow_mut(|state| state.refresh(&sources, reloaded));
@@ -261,7 +262,6 @@ fn refresh(reload: i64) -> Rc<ActiveRing> {
     if before.is_some_and(|before| primary_id(&before) != primary_id(&active)) {
         forget_plans();
     }
-    active
 }
 
 fn primary_id(ring: &ActiveRing) -> Option<KeyId> {

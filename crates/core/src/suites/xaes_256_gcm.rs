@@ -78,14 +78,22 @@ impl Xaes256Gcm {
         let slot = &mut derived[usize::from(prefix[0]) % CACHED_KEYS];
         match slot {
             Some(cached) if cached.prefix == *prefix => work(&cached.cipher, rest),
-            _ => {
-                let made = slot.insert(Box::new(Derived {
-                    prefix: *prefix,
-                    cipher: self.derive(prefix),
-                }));
-                work(&made.cipher, rest)
-            }
+            _ => work(&self.fill(slot, prefix).cipher, rest),
         }
+    }
+
+    /// Out of the way of values whose key is at hand.
+    #[cold]
+    #[inline(never)]
+    fn fill<'a>(
+        &self,
+        slot: &'a mut Option<Box<Derived>>,
+        prefix: &[u8; PREFIX_LEN],
+    ) -> &'a Derived {
+        slot.insert(Box::new(Derived {
+            prefix: *prefix,
+            cipher: self.derive(prefix),
+        }))
     }
 
     /// `Kx = CMAC(K, 0x0001 | "X" | 0x00 | N[:12]) | CMAC(K, 0x0002 | "X" | 0x00 | N[:12])`
