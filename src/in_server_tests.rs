@@ -82,29 +82,6 @@ mod tests {
     }
 
     #[pg_test]
-    fn what_depends_on_the_key_is_stable_and_nothing_is_leakproof() -> Result<(), SpiError> {
-        let wrong = text(
-            "SELECT string_agg(p.oid::regprocedure::text, ', ')
-             FROM pg_proc AS p
-             JOIN pg_depend AS d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
-             JOIN pg_extension AS e ON d.refclassid = 'pg_extension'::regclass
-                 AND d.refobjid = e.oid
-             WHERE e.extname = 'colcrypt' AND d.deptype = 'e'
-                 AND p.pronamespace <> 'tests'::regnamespace
-                 AND (p.proleakproof
-                     OR p.provolatile <> CASE
-                         WHEN p.proname IN ('generate_key', 'rotate_column') THEN 'v'
-                         WHEN p.proname IN ('ciphertext', 'fernet_token', 'inspect',
-                             'encrypted_text_typmod_in') THEN 'i'
-                         ELSE 's' END
-                     OR p.proparallel <> CASE
-                         WHEN p.proname = 'rotate_column' THEN 'u' ELSE 's' END)",
-        )?;
-        assert_eq!(wrong, "NULL");
-        Ok(())
-    }
-
-    #[pg_test]
     fn inspect_tells_what_the_header_says() -> Result<(), SpiError> {
         let told = text("SELECT colcrypt.inspect(encrypt('four'))::text")?;
         assert_eq!(told, format!("(1,xaes-256-gcm,{PRIMARY},4,49,)"));
