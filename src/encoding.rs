@@ -47,8 +47,23 @@ pub(crate) fn to_utf8(text: &[u8]) -> Cow<'_, [u8]> {
         if converted.cast_const() == text.as_ptr().cast() {
             Cow::Borrowed(text)
         } else {
-            Cow::Owned(core::ffi::CStr::from_ptr(converted).to_bytes().to_vec())
+            Cow::Owned(take_over(converted))
         }
+    }
+}
+
+/// Copies a palloc'd string, wipes and frees it: the memory context may live long.
+///
+/// # Safety
+/// `string` is palloc'd and NUL-terminated.
+unsafe fn take_over(string: *mut core::ffi::c_char) -> Vec<u8> {
+    // SAFETY: by the caller's word.
+    unsafe {
+        let copy = core::ffi::CStr::from_ptr(string).to_bytes().to_vec();
+        core::ptr::write_bytes(string, 0, copy.len());
+        core::hint::black_box(string);
+        pg_sys::pfree(string.cast());
+        copy
     }
 }
 
@@ -67,7 +82,7 @@ pub(crate) fn from_utf8(text: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
             if converted.cast_const() == start.cast() {
                 None
             } else {
-                Some(core::ffi::CStr::from_ptr(converted).to_bytes().to_vec())
+                Some(take_over(converted))
             }
         }
     })

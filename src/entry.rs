@@ -23,9 +23,19 @@ extern "C-unwind" fn colcrypt_init() {
 /// another one than the session's. The reason for that rule, that all processes
 /// must have the same settings, does not apply: each has these values already.
 fn outside_parallel_mode(work: impl FnOnce()) {
-    let mut levels = 0;
-    // SAFETY: `work` starts no parallel operation and ends none; if it raises an
-    // error, the abort of the transaction resets the level.
+    /// Puts the level back, also if an error unwinds: the abort of a transaction
+    /// ends the parallel operation only if it is in parallel mode.
+    struct Levels(u32);
+    impl Drop for Levels {
+        fn drop(&mut self) {
+            for _ in 0..self.0 {
+                // SAFETY: counts up what was counted down.
+                unsafe { pg_sys::EnterParallelMode() };
+            }
+        }
+    }
+    let mut levels = Levels(0);
+    // SAFETY: `work` starts no parallel operation and ends none.
     unsafe {
         // A server that is built with assertions would not have it.
         if pg_sys::IsInParallelMode() && compat::has_assertions() {
@@ -33,13 +43,10 @@ fn outside_parallel_mode(work: impl FnOnce()) {
         }
         while pg_sys::IsInParallelMode() {
             pg_sys::ExitParallelMode();
-            levels += 1;
-        }
-        work();
-        for _ in 0..levels {
-            pg_sys::EnterParallelMode();
+            levels.0 += 1;
         }
     }
+    work();
 }
 
 // PostgreSQL calls `_PG_init` when it loads the library. It is one jump, so that

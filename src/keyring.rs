@@ -252,7 +252,13 @@ fn refresh(reload: i64) {
     ACTIVE.generation.set(active.generation);
     let active = Rc::new(active);
     if let Some(reason) = failure {
+        // A message ends with a look at pending interrupts, which would leave this
+        // function, and those above it, by a jump.
+        // SAFETY: this backend's own counter, as HOLD_INTERRUPTS() has it.
+        unsafe { pg_sys::InterruptHoldoffCount += 1 };
         pgrx::log!("colcrypt: key ring not reloaded, the old one stays in force: {reason}");
+        // SAFETY: as above.
+        unsafe { pg_sys::InterruptHoldoffCount -= 1 };
     }
     // SAFETY: as in `failed_earlier`.
     let statement = unsafe { pg_sys::GetCurrentStatementStartTimestamp() };

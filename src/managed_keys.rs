@@ -61,23 +61,22 @@ pub(crate) fn index_key() -> Result<IndexKey, Error> {
 
 /// Makes the index key if this is the time for it: before PostgreSQL goes into
 /// a state where nothing can be written, a parallel query or index build.
-/// Whatever is in the way will be an error when the key is needed.
+/// Whatever is in the way will be an error when the key is needed; nothing is
+/// waited for, because the query may be about something else.
 pub(crate) fn prepare_index_key() -> Result<(), Error> {
     if KNOWN.index_key_at.get() == Some(changes())
         || compat::collects_statistics()
         || compat::in_vacuum()
         || cannot_write().is_some()
+        || keyring::current().wrapping_key().is_err()
         || table().is_err()
     {
         return Ok(());
     }
-    let made = match read_index_row()? {
-        Some(_) => true,
-        None => match make_index_key() {
-            Ok(_) => true,
-            Err(Error::NoKeyRing { .. }) => false,
-            Err(error) => return Err(error),
-        },
+    let made = match read_index_row() {
+        Ok(Some(_)) => true,
+        Ok(None) => try_make_index_key()?.is_some(),
+        Err(_) => false,
     };
     KNOWN.index_key_at.set(made.then(changes));
     Ok(())
@@ -87,17 +86,48 @@ fn read_index_row() -> Result<Option<KeyRow>, Error> {
     Ok(read_rows()?.into_iter().find(|row| row.kind == INDEX))
 }
 
+const KEY_TABLE_LOCK: pg_sys::LOCKMODE = pg_sys::ShareRowExclusiveLock as pg_sys::LOCKMODE;
+
+/// Makes the index key, or waits for another session that does.
 fn make_index_key() -> Result<KeyRow, Error> {
-    if let Some(reason) = cannot_write() {
-        return Err(Error::NoIndexKey { reason });
+    // SAFETY: reads a variable of this backend.
+    if unsafe { pg_sys::InterruptHoldoffCount } > 0 {
+        // An index compares while it holds a page. Who waits for a transaction now
+        // could not be cancelled, and no deadlock would be found.
+        return try_make_index_key()?.ok_or(Error::NoIndexKey {
+            reason: "Another session is making it.",
+        });
     }
+    let wrapping = wrapping_id()?;
     // Two sessions that need it first: the second one waits here, and then finds
     // the key of the first, or makes one if the first rolled back.
     let table = table()?;
     // SAFETY: the lock is held until the transaction ends.
-    unsafe {
-        pg_sys::LockRelationOid(table, pg_sys::ShareRowExclusiveLock as pg_sys::LOCKMODE);
+    unsafe { pg_sys::LockRelationOid(table, KEY_TABLE_LOCK) };
+    make_index_key_locked(table, wrapping)
+}
+
+/// Makes the index key unless another session is about to.
+fn try_make_index_key() -> Result<Option<KeyRow>, Error> {
+    let wrapping = wrapping_id()?;
+    let table = table()?;
+    // SAFETY: the lock is held until the transaction ends.
+    if unsafe { pg_sys::ConditionalLockRelationOid(table, KEY_TABLE_LOCK) } {
+        make_index_key_locked(table, wrapping).map(Some)
+    } else {
+        Ok(None)
     }
+}
+
+/// Whether the key can be made at all, asked before anything is locked.
+fn wrapping_id() -> Result<KeyId, Error> {
+    match cannot_write() {
+        Some(reason) => Err(Error::NoIndexKey { reason }),
+        None => Ok(keyring::current().wrapping_key()?.id()),
+    }
+}
+
+fn make_index_key_locked(table: pg_sys::Oid, wrapping: KeyId) -> Result<KeyRow, Error> {
     if let Some(row) = read_index_row()? {
         return Ok(row);
     }
@@ -109,15 +139,14 @@ fn make_index_key() -> Result<KeyRow, Error> {
         suite: "",
     };
     let ring = keyring::current();
-    let wrapping = ring.wrapping_key()?;
-    let wrapped = wrap_key(wrapping, &identity, &key)?;
+    let wrapped = wrap_key(ring.find(wrapping)?, &identity, &key)?;
     as_owner(table, || {
         Spi::run_with_args(
             "INSERT INTO colcrypt.key (key_id, kind, state, wrapped_by, wrapped)
              VALUES ($1, 'index', 'active', $2, $3)",
             &[
                 DatumWithOid::from(identity.id.to_string()),
-                DatumWithOid::from(wrapping.id().to_string()),
+                DatumWithOid::from(wrapping.to_string()),
                 DatumWithOid::from(wrapped.as_slice()),
             ],
         )
@@ -131,6 +160,8 @@ fn cannot_write() -> Option<&'static str> {
     unsafe {
         if pg_sys::RecoveryInProgress() {
             Some("A standby cannot make one.")
+        } else if pg_sys::HistoricSnapshotActive() {
+            Some("Logical decoding cannot make one.")
         } else if pg_sys::IsInParallelMode() {
             Some("A parallel operation cannot make one.")
         } else if pg_sys::XactReadOnly {
@@ -189,6 +220,7 @@ fn read_rows() -> Result<Vec<KeyRow>, Error> {
         let relation = pg_sys::table_open(table, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
         let descriptor = (*relation).rd_att;
         if (*descriptor).natts as usize != COLUMNS {
+            pg_sys::table_close(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
             return Err(Error::KeyTable(
                 "it has other columns than this library knows",
             ));
@@ -268,7 +300,9 @@ fn table() -> Result<pg_sys::Oid, Error> {
 /// Called by PostgreSQL when a relation changed; with no relation, when all may
 /// have. Must not fail.
 unsafe extern "C-unwind" fn on_change(_: pg_sys::Datum, relation: pg_sys::Oid) {
-    if relation == pg_sys::InvalidOid || relation == KNOWN.table.get() {
+    // While its OID is not known every change may be one of the key table.
+    let table = KNOWN.table.get();
+    if [pg_sys::InvalidOid, relation].contains(&table) || relation == pg_sys::InvalidOid {
         KNOWN.changes.set(KNOWN.changes.get() + 1);
         // It may have been dropped with the extension and made again.
         KNOWN.table.set(pg_sys::InvalidOid);
@@ -310,7 +344,7 @@ fn colcrypt_rewrap_keys() -> Result<i64, pgrx::pg_sys::panic::ErrorReport> {
     let table = table()?;
     // SAFETY: the lock is held until the transaction ends.
     unsafe {
-        pg_sys::LockRelationOid(table, pg_sys::ShareRowExclusiveLock as pg_sys::LOCKMODE);
+        pg_sys::LockRelationOid(table, KEY_TABLE_LOCK);
     }
     let ring = keyring::current();
     let wrapping = ring.wrapping_key()?;
@@ -334,6 +368,14 @@ fn colcrypt_rewrap_keys() -> Result<i64, pgrx::pg_sys::panic::ErrorReport> {
             )
         })?;
         rewrapped += 1;
+    }
+    // A row that is newer than the transaction's snapshot was read, but not
+    // updated. Nobody may take the old key away on the strength of this result.
+    if read_rows()?
+        .iter()
+        .any(|row| row.wrapped_by != wrapping.id())
+    {
+        return Err(Error::Serialization.into());
     }
     Ok(rewrapped)
 }

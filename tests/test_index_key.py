@@ -849,3 +849,68 @@ def test_the_wrapped_key_is_never_logged(make_cluster: MakeCluster) -> None:
     assert len(set(secrets)) == 3 and "could not be unwrapped" in log and "DEBUG" in log
     assert "rewrap_keys" in log
     assert [secret for secret in secrets if secret in log] == []
+
+
+def test_a_key_that_the_snapshot_does_not_see_is_not_said_to_be_rewrapped(
+    make_cluster: MakeCluster,
+) -> None:
+    old, new = new_key(), new_key()
+    cluster = make_cluster(ring=old)
+    with cluster.connect() as session, cluster.connect() as other:
+        session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        session.execute("SELECT count(*) FROM pg_class")
+        other.execute(CREATE)
+        cluster.set_ring(f"{new},{old}")
+        cluster.reload(session, other)
+        with pytest.raises(psycopg.errors.SerializationFailure):
+            session.execute(REWRAP)
+        session.execute("ROLLBACK")
+        assert fetch(session, REWRAP) == 1
+
+
+@pytest.mark.parametrize("ring", [True, False])
+def test_parallel_queries_do_not_wait_for_each_other(
+    make_cluster: MakeCluster, ring: bool
+) -> None:
+    cluster = make_cluster(
+        ring=new_key() if ring else None,
+        conf={"shared_preload_libraries": "colcrypt"},
+    )
+    options = " ".join(f"-c {name}={value}" for name, value in PARALLEL.items())
+    options += " -c lock_timeout=5s"
+    query = "SELECT count(*) FROM plain"
+    with (
+        cluster.connect(options=options) as session,
+        cluster.connect(options=options) as other,
+    ):
+        session.execute("CREATE TABLE plain AS SELECT generate_series(1, 5000) AS i")
+        plan = session.execute("EXPLAIN " + query).fetchall()
+        assert any("Gather" in line for (line,) in plan), plan
+        session.execute("BEGIN")
+        assert fetch(session, query) == 5000
+        locked = """SELECT count(*) FROM pg_locks WHERE relation = 'colcrypt.key'::regclass
+            AND mode = 'ShareRowExclusiveLock'"""
+        assert fetch(session, locked) == (1 if ring else 0)
+        assert fetch(other, query) == 5000
+        session.execute("COMMIT")
+        assert len(ids(session)) == (1 if ring else 0)
+
+
+def test_logical_decoding_neither_needs_nor_makes_it(make_cluster: MakeCluster) -> None:
+    """To find a replica identity it opens indexes, in a snapshot of the past."""
+    cluster = make_cluster(ring=new_key(), conf={"wal_level": "logical"})
+    changes = """SELECT count(*) FROM pg_logical_slot_get_binary_changes(
+        's', NULL, NULL, 'proto_version', '1', 'publication_names', 'p')"""
+    with cluster.connect() as session, cluster.connect() as decoder:
+        session.execute("CREATE PUBLICATION p FOR ALL TABLES")
+        session.execute("SELECT pg_create_logical_replication_slot('s', 'pgoutput')")
+        with session.transaction():
+            session.execute("CREATE TABLE t (secret encrypted_text PRIMARY KEY)")
+            session.execute("INSERT INTO t VALUES ('a'), ('b')")
+            session.execute("UPDATE t SET secret = 'c' WHERE secret = 'b'")
+        made = ids(session)
+        session.execute(REWRAP)
+        session.execute("DELETE FROM t WHERE secret = 'a'")
+        assert len(made) == 1
+        assert fetch(decoder, changes) > 5
+        assert ids(session) == made

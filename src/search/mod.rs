@@ -48,17 +48,30 @@ const KEPT_ROOM: usize = 8192;
 /// As [`sealing::open_utf8`].
 fn with_opened<T>(side: usize, stored: &[u8], work: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
     let mut room = ROOMS[side].borrow_mut();
-    let room = room.get_or_insert_with(Zeroizing::default);
-    let plaintext = sealing::open_utf8(stored, room)?;
-    let len = plaintext.len();
-    let result = work(plaintext);
-    room[..len].fill(0);
-    // The compiler may not leave the wiping away.
-    core::hint::black_box(room.as_ptr());
-    if room.len() > KEPT_ROOM {
-        *room = Zeroizing::default();
+    let mut room = Wiped {
+        room: room.get_or_insert_with(Zeroizing::default),
+        used: 0,
+    };
+    room.used = sealing::open_utf8(stored, room.room)?.len();
+    Ok(work(&room.room[..room.used]))
+}
+
+/// Wipes what was used of a room, also if an error unwinds.
+struct Wiped<'a> {
+    room: &'a mut Zeroizing<Vec<u8>>,
+    used: usize,
+}
+
+impl Drop for Wiped<'_> {
+    fn drop(&mut self) {
+        if self.room.len() > KEPT_ROOM {
+            *self.room = Zeroizing::default();
+        } else {
+            self.room[..self.used].fill(0);
+            // The compiler may not leave the wiping away.
+            core::hint::black_box(self.room.as_ptr());
+        }
     }
-    Ok(result)
 }
 
 impl Operand<'_> {

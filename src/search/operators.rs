@@ -93,7 +93,8 @@ operators!("tt", t, t);
 /// autovacuum must work in a server without one.
 fn way_to_the_left(call: &Call<'_>) -> i32 {
     // SAFETY: in a VACUUM only `_bt_compare()` (nbtsearch.c) calls a support
-    // function 1, with a scan key.
+    // function 1, with a scan key; unless someone has put a SET clause on it, or a
+    // hook (fmgr_security_definer()), which is not for functions of the extension.
     let descending = unsafe { call.scan_key().sk_flags } & compat::SK_BT_DESC != 0;
     // It turns the sign round, unless the column is descending.
     if descending { -1 } else { 1 }

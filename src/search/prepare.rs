@@ -17,7 +17,8 @@ static NEXT: BackendLocal<Cell<RunHook>> = BackendLocal::new(Cell::new(None));
 /// Installs the hook. By the time it is asked, the executor has looked up the
 /// functions that a query compares with, and so loaded this library. Whether a
 /// parallel query compares encrypted values is not asked: that can be deep inside
-/// of arrays, rows and domains, and a key that is made too early does no harm.
+/// of arrays, rows and domains. A key that is made too early is in the way only of
+/// one that is restored or replicated into the database.
 pub(crate) fn install() {
     // SAFETY: hooks are set when a library is loaded, in the only thread.
     unsafe {

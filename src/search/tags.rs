@@ -60,11 +60,12 @@ pub(super) fn with_memory<T>(
 /// # Errors
 /// As [`sealing::open_utf8`](crate::sealing::open_utf8).
 pub(super) fn equal_if_known(left: &[u8], right: &[u8]) -> Result<Option<bool>, Error> {
+    let basis = Basis::now();
     let mut memory = MEMORY.borrow_mut();
     let Some((made, memory)) = memory.as_mut() else {
         return Ok(None);
     };
-    if *made != Basis::now() {
+    if *made != basis {
         return Ok(None);
     }
     let (tag, other) = match (memory.held(0, false, left), memory.held(1, false, right)) {
