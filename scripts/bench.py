@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -51,12 +52,12 @@ def report(bench: Bench, rows: int, repeats: int) -> None:
         ("bulk INSERT ... SELECT", bench.bulk_insert, 1.6),
         ("one-row INSERT (pgbench)", bench.insert_one, 1.1),
         ("one-row INSERT, UNIQUE (pgbench)", bench.insert_unique, 1.4),
-        ("CREATE INDEX, btree", bench.create_btree, 3.0),
-        ("CREATE INDEX, hash", bench.create_hash, 3.0),
-        ("point lookup, btree (pgbench)", bench.look_up_btree, 1.1),
-        ("point lookup, hash (pgbench)", bench.look_up_hash, 1.1),
-        ("20,000 lookups, btree", bench.join_btree, 2.0),
-        ("20,000 lookups, hash", bench.join_hash, 2.0),
+        ("CREATE INDEX, btree", partial(bench.create_index, "btree"), 3.0),
+        ("CREATE INDEX, hash", partial(bench.create_index, "hash"), 3.0),
+        ("point lookup, btree (pgbench)", partial(bench.look_up, "btree"), 1.1),
+        ("point lookup, hash (pgbench)", partial(bench.look_up, "hash"), 1.1),
+        ("20,000 lookups, btree", partial(bench.join, "btree"), 2.0),
+        ("20,000 lookups, hash", partial(bench.join, "hash"), 2.0),
         ("GROUP BY, 1000 groups", bench.group, 3.0),
         # The last: it leaves values under keys that only its session has.
         ("rotation, to UPDATE SET c = c", bench.rewrite, 1.5),
@@ -145,23 +146,11 @@ class Bench:
         self.sql(f"INSERT INTO unique_{type_} SELECT col FROM source")
         return self.pgbench(script)
 
-    def create_btree(self, type_: str) -> float:
-        return self.create_index("btree", type_)
-
-    def create_hash(self, type_: str) -> float:
-        return self.create_index("hash", type_)
-
     def create_index(self, method: str, type_: str) -> float:
         self.sql(f"DROP INDEX IF EXISTS {method}_{type_}_index")
         return self.measure(
             f"CREATE INDEX {method}_{type_}_index ON {method}_{type_} USING {method} (col)"
         )
-
-    def look_up_btree(self, type_: str) -> float:
-        return self.look_up("btree", type_)
-
-    def look_up_hash(self, type_: str) -> float:
-        return self.look_up("hash", type_)
 
     def look_up(self, method: str, type_: str) -> float:
         # Other connections than the one that made the index: an application's.
@@ -172,22 +161,15 @@ class Bench:
         )
         return self.pgbench(script)
 
-    def join_btree(self, type_: str) -> float:
-        return self.join("btree", type_)
-
-    def join_hash(self, type_: str) -> float:
-        return self.join("hash", type_)
-
     def join(self, method: str, type_: str) -> float:
         """Nested loop: one lookup for each of 20,000 texts."""
-        before = self.cpu_time()
-        self.sql(
+        return self.measure(
             "SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;"
             f"SELECT count(t.col) FROM (SELECT col FROM source LIMIT 20000) AS s"
             f" JOIN {method}_{type_} AS t ON t.col = s.col;"
-            "RESET enable_hashjoin; RESET enable_mergejoin; RESET enable_seqscan"
+            "RESET enable_hashjoin; RESET enable_mergejoin; RESET enable_seqscan",
+            20_000,
         )
-        return (self.cpu_time() - before) / 1000 / 20_000
 
     def group(self, type_: str) -> float:
         return self.measure(f"SELECT count(*) FROM (SELECT 1 FROM groups_{type_} GROUP BY col) g")
@@ -202,13 +184,14 @@ class Bench:
         assert per_second is not None, output
         return 1_000_000 / float(per_second[1])
 
-    def measure(self, sql: str) -> float:
+    def measure(self, sql: str, count: int | None = None) -> float:
+        """Microseconds for each row, or for each of `count`."""
         before = self.cpu_time()
         self.sql(sql)
-        return self.each(self.cpu_time() - before)
+        return self.each(self.cpu_time() - before, count)
 
-    def each(self, nanoseconds: int) -> float:
-        return nanoseconds / 1000 / self.rows
+    def each(self, nanoseconds: int, count: int | None = None) -> float:
+        return nanoseconds / 1000 / (count or self.rows)
 
     def sql(self, sql: str) -> None:
         self.connection.execute(sql)

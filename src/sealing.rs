@@ -75,15 +75,9 @@ pub(crate) fn admit_ciphertext<B: Output>(text: &[u8], wire: Wire) -> Result<B, 
 /// The error is in a box, so that the result fits into registers.
 pub(crate) fn open<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
     let stored = Stored::parse(stored)?;
-    let mut opened = keyring::with_current(|ring| {
-        let key = ring.find(stored.key_id()).map_err(Box::new)?;
-        let mut opened = B::zeroed(stored.plaintext_capacity());
-        let len = key
-            .open(&stored, Payload::Text, opened.bytes_mut())
-            .map_err(|error| Box::new(Error::damaged(key.id())(error)))?;
-        opened.truncate(len);
-        Ok::<B, Box<Error>>(opened)
-    })?;
+    let mut opened = B::zeroed(stored.plaintext_capacity());
+    let len = open_into(&stored, opened.bytes_mut())?;
+    opened.truncate(len);
     check_text(opened.bytes_mut()).ok_or_else(|| Error::NotText {
         key: stored.key_id(),
     })?;
@@ -94,6 +88,17 @@ pub(crate) fn open<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
     let mut converted = B::zeroed(text.len());
     converted.bytes_mut().copy_from_slice(&text);
     Ok(converted)
+}
+
+/// Opens a stored value into `out`, as long as its plaintext can be, and gives the
+/// plaintext's length.
+#[inline]
+fn open_into(stored: &Stored<'_>, out: &mut [u8]) -> Result<usize, Box<Error>> {
+    keyring::with_current(|ring| {
+        let key = ring.find(stored.key_id()).map_err(Box::new)?;
+        key.open(stored, Payload::Text, out)
+            .map_err(|error| Box::new(Error::damaged(key.id())(error)))
+    })
 }
 
 /// Opens a stored value into `room`, which the caller reuses, and gives the
@@ -110,11 +115,7 @@ pub(crate) fn open_utf8<'a>(
     if room.len() < capacity {
         *room = Zeroizing::new(vec![0; capacity]);
     }
-    let len = keyring::with_current(|ring| {
-        let key = ring.find(stored.key_id())?;
-        key.open(&stored, Payload::Text, &mut room[..capacity])
-            .map_err(Error::damaged(key.id()))
-    })?;
+    let len = open_into(&stored, &mut room[..capacity]).map_err(|error| *error)?;
     Ok(&room[..len])
 }
 

@@ -11,14 +11,11 @@ use crate::compat;
 use crate::error::Error;
 use crate::types::datum::{Call, per_value_function};
 
+/// An argument as `Operand::Sealed` or `Operand::Plain`.
 macro_rules! operand {
-    (e, $call:ident, $number:literal) => {
+    ($kind:ident, $call:ident, $number:literal) => {
         // SAFETY: declared with an argument of this type, strict.
-        Operand::Sealed(unsafe { $call.detoasted($number) })
-    };
-    (t, $call:ident, $number:literal) => {
-        // SAFETY: declared with an argument of this type, strict.
-        Operand::Plain(unsafe { $call.detoasted($number) })
+        Operand::$kind(unsafe { $call.detoasted($number) })
     };
 }
 
@@ -81,10 +78,10 @@ macro_rules! operators {
     };
 }
 
-operators!("ee", e, e);
-operators!("et", e, t);
-operators!("te", t, e);
-operators!("tt", t, t);
+operators!("ee", Sealed, Sealed);
+operators!("et", Sealed, Plain);
+operators!("te", Plain, Sealed);
+operators!("tt", Plain, Plain);
 
 /// What support function 1 of the btree families gives to VACUUM. VACUUM compares
 /// only to find the way from the root to the parent of a page that it deletes
@@ -102,24 +99,32 @@ fn way_to_the_left(call: &Call<'_>) -> i32 {
 
 /// Support function 1 of the hash families.
 macro_rules! hash {
-    ($symbol:literal, $extended:literal, $type:ident) => {
+    ($symbol:literal, $extended:literal, $kind:ident) => {
         per_value_function!($symbol, |call| {
             let call: Call<'_> = call;
-            let tag = Error::unwrap_or_raise(operand!($type, call, 0).tag());
+            let tag = Error::unwrap_or_raise(operand!($kind, call, 0).tag());
             (tag.hash() as i32).into()
         });
         per_value_function!($extended, |call| {
             let call: Call<'_> = call;
             // SAFETY: declared with a bigint as second argument, strict.
             let seed = unsafe { call.int8(1) };
-            let tag = Error::unwrap_or_raise(operand!($type, call, 0).tag());
+            let tag = Error::unwrap_or_raise(operand!($kind, call, 0).tag());
             (tag.hash_extended(seed as u64) as i64).into()
         });
     };
 }
 
-hash!("encrypted_text_hash_e", "encrypted_text_hash_extended_e", e);
-hash!("encrypted_text_hash_t", "encrypted_text_hash_extended_t", t);
+hash!(
+    "encrypted_text_hash_e",
+    "encrypted_text_hash_extended_e",
+    Sealed
+);
+hash!(
+    "encrypted_text_hash_t",
+    "encrypted_text_hash_extended_t",
+    Plain
+);
 
 // `<`, `<=`, `>=`, `>`: text's order would disagree with ORDER BY, which goes by
 // tag, and whoever pages through rows by them would lose some.

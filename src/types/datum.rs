@@ -188,24 +188,14 @@ impl<T> Varlena<'_, T> {
     /// # Safety
     /// `datum` is a valid, non-null datum of type `T` that outlives `self`.
     pub(crate) unsafe fn from_raw(datum: pg_sys::Datum) -> Self {
-        // SAFETY: the datum is a varlena by the caller's word; detoasting gives
-        // either the same pointer or a palloc'd copy that lives as long as the
-        // call's memory context.
-        unsafe {
-            let value: *mut pg_sys::varlena = datum.cast_mut_ptr();
-            let packed = if is_plain(value) {
-                value
-            } else {
-                pg_sys::pg_detoast_datum_packed(value)
-            };
-            let bytes = core::slice::from_raw_parts(
-                varlena::vardata_any(packed).cast(),
-                varlena::varsize_any_exhdr(packed),
-            );
-            Self {
-                bytes,
-                sql_type: PhantomData,
-            }
+        // SAFETY: by the caller's word.
+        let value = unsafe { Detoasted::from_raw(datum) };
+        let bytes = value.bytes;
+        // A copy lives as long as the call's memory context.
+        core::mem::forget(value);
+        Self {
+            bytes,
+            sql_type: PhantomData,
         }
     }
 }
@@ -220,7 +210,8 @@ impl Detoasted<'_> {
     /// # Safety
     /// `datum` is a valid, non-null varlena datum that outlives `self`.
     pub(crate) unsafe fn from_raw(datum: pg_sys::Datum) -> Self {
-        // SAFETY: as in `Varlena::from_raw`.
+        // SAFETY: the datum is a varlena by the caller's word; detoasting gives
+        // either the same pointer or a palloc'd copy.
         unsafe {
             let value: *mut pg_sys::varlena = datum.cast_mut_ptr();
             let (packed, copy) = if is_plain(value) {
