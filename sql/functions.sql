@@ -5,8 +5,13 @@ CREATE FUNCTION encrypt(value text) RETURNS encrypted_text
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION encrypt(text) IS 'encrypt a text under the primary key';
 
+CREATE FUNCTION encrypt(value text, key name) RETURNS encrypted_text
+    AS 'MODULE_PATHNAME', 'encrypted_text_encrypt_under_wrapper'
+    LANGUAGE c STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION encrypt(text, name) IS 'encrypt a text under a managed key';
+
 CREATE FUNCTION decrypt(value encrypted_text) RETURNS text
-    AS 'MODULE_PATHNAME', 'encrypted_text_to_text'
+    AS 'MODULE_PATHNAME', 'encrypted_text_decrypt_wrapper'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION decrypt(encrypted_text) IS 'decrypt; an error if that is not possible';
 

@@ -31,6 +31,30 @@ mod raw {
             count: u64,
             execute_once: bool,
         );
+        // src/include/optimizer/planner.h
+        pub(super) fn standard_planner(
+            query: *mut pg_sys::Query,
+            text: *const core::ffi::c_char,
+            options: i32,
+            parameters: pg_sys::ParamListInfo,
+        ) -> *mut pg_sys::PlannedStmt;
+        // src/include/nodes/nodeFuncs.h
+        pub(super) fn query_tree_walker(
+            query: *mut pg_sys::Query,
+            walker: super::Walker<pg_sys::Node>,
+            context: *mut core::ffi::c_void,
+            flags: i32,
+        ) -> bool;
+        pub(super) fn expression_tree_walker(
+            node: *mut pg_sys::Node,
+            walker: super::Walker<pg_sys::Node>,
+            context: *mut core::ffi::c_void,
+        ) -> bool;
+        pub(super) fn planstate_tree_walker(
+            state: *mut pg_sys::PlanState,
+            walker: super::Walker<pg_sys::PlanState>,
+            context: *mut core::ffi::c_void,
+        ) -> bool;
         // src/include/catalog/pg_inherits.h
         pub(super) fn find_all_inheritors(
             parent: pg_sys::Oid,
@@ -151,6 +175,63 @@ pub(crate) unsafe fn standard_executor_run(
 ) {
     // SAFETY: by the caller's word.
     unsafe { raw::standard_ExecutorRun(query, direction, count, execute_once) };
+}
+
+/// What PostgreSQL plans a query with, for a hook to pass on to. As
+/// [`standard_executor_run`].
+///
+/// # Safety
+/// As the planner asks.
+pub(crate) unsafe fn standard_planner(
+    query: *mut pg_sys::Query,
+    text: *const core::ffi::c_char,
+    options: i32,
+    parameters: pg_sys::ParamListInfo,
+) -> *mut pg_sys::PlannedStmt {
+    // SAFETY: by the caller's word.
+    unsafe { raw::standard_planner(query, text, options, parameters) }
+}
+
+/// Looks at a node of a tree, and says whether to stop.
+pub(crate) type Walker<T> = unsafe extern "C-unwind" fn(*mut T, *mut core::ffi::c_void) -> bool;
+
+/// Shows `walker` the parts of a query; whether it stopped.
+///
+/// # Safety
+/// An analyzed query; `context` is what `walker` takes.
+pub(crate) unsafe fn query_tree_walker(
+    query: *mut pg_sys::Query,
+    walker: Walker<pg_sys::Node>,
+    context: *mut core::ffi::c_void,
+) -> bool {
+    // SAFETY: by the caller's word.
+    unsafe { pg_guard_ffi_boundary(|| raw::query_tree_walker(query, walker, context, 0)) }
+}
+
+/// Shows `walker` the parts of an expression; whether it stopped.
+///
+/// # Safety
+/// A node of an expression; `context` is what `walker` takes.
+pub(crate) unsafe fn expression_tree_walker(
+    node: *mut pg_sys::Node,
+    walker: Walker<pg_sys::Node>,
+    context: *mut core::ffi::c_void,
+) -> bool {
+    // SAFETY: by the caller's word.
+    unsafe { pg_guard_ffi_boundary(|| raw::expression_tree_walker(node, walker, context)) }
+}
+
+/// Shows `walker` the states below the state of a plan; whether it stopped.
+///
+/// # Safety
+/// The state of a plan that is started; `context` is what `walker` takes.
+pub(crate) unsafe fn planstate_tree_walker(
+    state: *mut pg_sys::PlanState,
+    walker: Walker<pg_sys::PlanState>,
+    context: *mut core::ffi::c_void,
+) -> bool {
+    // SAFETY: by the caller's word.
+    unsafe { pg_guard_ffi_boundary(|| raw::planstate_tree_walker(state, walker, context)) }
 }
 
 /// Whether this backend runs a VACUUM that is not a VACUUM FULL.

@@ -101,3 +101,11 @@ pub(crate) fn from_utf8(text: &[u8]) -> Result<Cow<'_, [u8]>, Error> {
 fn length(text: &[u8]) -> i32 {
     i32::try_from(text.len()).expect("a value is below 1 GB")
 }
+
+/// A name as an identifier, quoted if need be.
+pub(crate) fn quoted_identifier(name: &str) -> String {
+    let name = std::ffi::CString::new(name).unwrap_or_default();
+    // SAFETY: gives the string itself or a palloc'd one.
+    let quoted = unsafe { core::ffi::CStr::from_ptr(pg_sys::quote_identifier(name.as_ptr())) };
+    quoted.to_string_lossy().into_owned()
+}

@@ -9,6 +9,12 @@ use crate::{compat, gucs, keyring, log_hook, search};
 #[pg_guard]
 #[unsafe(no_mangle)]
 extern "C-unwind" fn colcrypt_init() {
+    // SAFETY: reads a variable that is set when the server starts.
+    if unsafe { pg_sys::IsBinaryUpgrade } {
+        // pg_upgrade moves catalogs and files. Nothing is encrypted or decrypted,
+        // so there is nothing to set and no query to look at.
+        return;
+    }
     keyring::note_preload();
     outside_parallel_mode(gucs::define);
     search::install();

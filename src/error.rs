@@ -41,10 +41,50 @@ pub(crate) enum Error {
     NotFernet,
     #[error("encryption key {name} does not exist")]
     UnknownKeyName { name: String },
+    #[error("encryption key {name} already exists")]
+    KeyNameExists { name: String },
+    #[error("encryption key {name} cannot be told apart from {other} in a type modifier")]
+    KeyNameClash { name: String, other: String },
+    #[error("invalid name of an encryption key")]
+    BadKeyName,
+    #[error("encryption key {name} was destroyed")]
+    DestroyedKeyName { name: String },
+    #[error("encryption key {key} was destroyed")]
+    DestroyedKey { key: KeyId },
+    #[error("permission denied for encryption key {key}")]
+    KeyNotGranted { key: KeyId },
+    #[error("permission denied for encryption key {name}")]
+    KeyNameNotGranted { name: String },
+    #[error("this database was not encrypted with any key of the key ring, primary {primary}")]
+    UnknownPrimary {
+        primary: KeyId,
+        remembered: Vec<KeyId>,
+    },
+    #[error("permission denied to {what}: colcrypt.access is \"{access}\"")]
+    Access {
+        what: &'static str,
+        access: &'static str,
+    },
+    #[error("permission denied to compare values under encryption key {key}")]
+    CompareNotGranted { key: KeyId },
+    #[error(
+        "permission denied to compare values of a column under an encryption key that is not granted"
+    )]
+    CompareColumnNotGranted,
+    #[error("a dump would hold masks in place of values")]
+    DumpOfMasks,
+    #[error("row-level security hides rows of \"{relation}\"")]
+    HiddenRows { relation: String },
+    #[error("must be superuser to accept an encryption key")]
+    MustBeSuperuser,
+    #[error("{0}")]
+    Trigger(&'static str),
     #[error("colcrypt cannot be loaded during a parallel operation")]
     LoadedTooLate,
     #[error("this database has no index key yet")]
     NoIndexKey { reason: &'static str },
+    #[error("this database has an index key already, for {algorithm}")]
+    OtherIndexKey { algorithm: &'static str },
     #[error("managed key {key} is wrapped by key {wrapping}, which is not in the key ring")]
     UnknownWrappingKey { key: KeyId, wrapping: KeyId },
     #[error("managed key {key} could not be unwrapped under key {wrapping}")]
@@ -151,9 +191,13 @@ impl Error {
         use PgSqlErrorCode as Code;
         match self {
             Self::NoKeyRing { .. }
+            | Self::UnknownPrimary { .. }
+            | Self::DestroyedKey { .. }
+            | Self::DestroyedKeyName { .. }
             | Self::UnknownKey { .. }
             | Self::UnknownWrappingKey { .. }
             | Self::LoadedTooLate
+            | Self::OtherIndexKey { .. }
             | Self::NoIndexKey { .. } => Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::Damaged { .. }
             | Self::Malformed
@@ -182,7 +226,20 @@ impl Error {
             Self::NoColumn { .. } => Code::ERRCODE_UNDEFINED_COLUMN,
             Self::WrongType { .. } => Code::ERRCODE_DATATYPE_MISMATCH,
             Self::GeneratedColumn { .. } => Code::ERRCODE_GENERATED_ALWAYS,
-            Self::NotOwner { .. } => Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            Self::NotOwner { .. }
+            | Self::KeyNotGranted { .. }
+            | Self::KeyNameNotGranted { .. }
+            | Self::Access { .. }
+            | Self::CompareNotGranted { .. }
+            | Self::CompareColumnNotGranted
+            | Self::DumpOfMasks
+            | Self::HiddenRows { .. }
+            | Self::MustBeSuperuser => Code::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            Self::KeyNameExists { .. } | Self::KeyNameClash { .. } => {
+                Code::ERRCODE_DUPLICATE_OBJECT
+            }
+            Self::BadKeyName => Code::ERRCODE_INVALID_NAME,
+            Self::Trigger(_) => Code::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Self::Serialization => Code::ERRCODE_T_R_SERIALIZATION_FAILURE,
             Self::Rotation { .. } => Code::ERRCODE_OBJECT_IN_USE,
         }
@@ -194,6 +251,10 @@ impl Error {
             Self::UnknownKey { loaded, .. } => {
                 let ids: Vec<_> = loaded.iter().map(ToString::to_string).collect();
                 Some(format!("Keys in the ring: {}.", ids.join(", ")))
+            }
+            Self::UnknownPrimary { remembered, .. } => {
+                let ids: Vec<_> = remembered.iter().map(ToString::to_string).collect();
+                Some(format!("It was encrypted with: {}.", ids.join(", ")))
             }
             Self::LoadedTooLate => Some("Its settings could not take effect.".to_owned()),
             Self::NoIndexKey { reason } => Some((*reason).to_owned()),
@@ -237,9 +298,36 @@ impl Error {
                 "SET colcrypt.algorithm = 'fernet' and encrypt the value again, or rotate the \
                  column."
             }
+            Self::UnknownPrimary { .. } => {
+                "Put the key that this database was encrypted with into the key ring, behind the \
+                 new one, if the new one is meant. If all data under it is to be given up, a \
+                 superuser can SELECT colcrypt.accept_key()."
+            }
+            Self::KeyNameExists { .. } => {
+                "SELECT colcrypt.rotate_key() makes a new version of a key."
+            }
+            Self::KeyNameClash { .. } => "Choose another name.",
+            Self::BadKeyName => "A name has 1 to 63 bytes and does not start with \"#\".",
+            Self::DestroyedKeyName { .. } => {
+                "SELECT colcrypt.create_key() makes a new key of that name, which opens nothing \
+                 that was encrypted under the old one."
+            }
+            Self::DestroyedKey { .. } => "Values under it can never be read again.",
+            Self::KeyNotGranted { .. } | Self::KeyNameNotGranted { .. } => {
+                "SELECT colcrypt.grant_key() lets a role use it."
+            }
+            Self::Access { .. } => "The setting is for superusers, by role: ALTER ROLE ... SET.",
+            Self::CompareNotGranted { .. } | Self::CompareColumnNotGranted => {
+                "SELECT colcrypt.grant_key() lets a role use the key. Values under other keys can \
+                 be left out by a condition on another column, or by row-level security."
+            }
+            Self::HiddenRows { .. } => "Ask as a role that bypasses row-level security.",
+            Self::DumpOfMasks => {
+                "Run pg_dump as a role that is not masked. The dump holds ciphertext."
+            }
             Self::UnknownKeyName { .. } => {
-                "A type modifier of encrypted_text names a managed key; this database has none of \
-                 that name."
+                "SELECT colcrypt.create_key() makes a key. A type modifier of encrypted_text, \
+                 colcrypt.write_key and encrypt(value, key) name one."
             }
             Self::LoadedTooLate => {
                 "Add colcrypt to shared_preload_libraries or session_preload_libraries, or read an \
@@ -248,6 +336,10 @@ impl Error {
             Self::NoIndexKey { .. } => {
                 "Comparing encrypted values needs it. SELECT colcrypt.create_index_key() makes it, \
                  in a transaction that can write, on the primary server."
+            }
+            Self::OtherIndexKey { .. } => {
+                "Indexes are in the order of its tags, so it never changes. In a new database, \
+                 create the index key before the first index."
             }
             Self::UnknownWrappingKey { .. } => {
                 "Add that key to the key ring, behind the primary, and reload the configuration; \

@@ -33,12 +33,48 @@ pub(crate) enum Input {
     Ciphertext,
 }
 
+/// `colcrypt.access`: what a session sees of encrypted values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub(crate) enum Access {
+    #[name = c"full"]
+    Full,
+    #[name = c"masked"]
+    Masked,
+    #[name = c"ciphertext"]
+    Ciphertext,
+}
+
+impl Access {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Masked => "masked",
+            Self::Ciphertext => "ciphertext",
+        }
+    }
+}
+
+/// `colcrypt.undecryptable`: what is shown of a value that cannot be decrypted.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub(crate) enum Undecryptable {
+    #[name = c"error"]
+    Error,
+    #[name = c"placeholder"]
+    Placeholder,
+}
+
 static KEY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static KEY_ENV: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"COLCRYPT_KEY"));
 static ALGORITHM: GucSetting<Algorithm> = GucSetting::<Algorithm>::new(Algorithm::Xaes256Gcm);
 static INPUT: GucSetting<Input> = GucSetting::<Input>::new(Input::Plaintext);
+static ACCESS: GucSetting<Access> = GucSetting::<Access>::new(Access::Full);
+static MASK: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"********"));
+static UNDECRYPTABLE: GucSetting<Undecryptable> =
+    GucSetting::<Undecryptable>::new(Undecryptable::Error);
+static DUMP_PLAINTEXT: GucSetting<bool> = GucSetting::<bool>::new(false);
+static WRITE_KEY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 
 /// The suite that new values are sealed with.
 pub(crate) fn suite() -> Suite {
@@ -56,6 +92,42 @@ pub(crate) fn suite() -> Suite {
 pub(crate) fn input() -> Input {
     // SAFETY: as in `suite`.
     Input::from_ordinal(unsafe { *INPUT.as_ptr() })
+}
+
+/// What this session sees of encrypted values.
+#[inline]
+pub(crate) fn access() -> Access {
+    // SAFETY: as in `suite`.
+    Access::from_ordinal(unsafe { *ACCESS.as_ptr() })
+}
+
+/// What is shown in place of a value that may not be seen.
+pub(crate) fn mask() -> CString {
+    MASK.get().unwrap_or_default()
+}
+
+/// Whether a value that cannot be decrypted is shown as a placeholder.
+pub(crate) fn shows_placeholders() -> bool {
+    UNDECRYPTABLE.get() == Undecryptable::Placeholder
+}
+
+/// Whether dumps and replication streams get plaintext.
+pub(crate) fn dump_plaintext() -> bool {
+    DUMP_PLAINTEXT.get()
+}
+
+/// `colcrypt.write_key`, if set: the name of the key that new values are sealed
+/// under.
+#[inline]
+pub(crate) fn write_key<'a>() -> Option<&'a CStr> {
+    // SAFETY: as in `suite`; a NUL-terminated string or null, which stays until the
+    // setting is assigned again.
+    let name = unsafe {
+        (*WRITE_KEY.as_ptr())
+            .as_ref()
+            .map(|name| CStr::from_ptr(name))
+    };
+    name.filter(|name| !name.is_empty())
 }
 
 /// `colcrypt.key_file`, if set.
@@ -130,6 +202,55 @@ pub(crate) fn define() {
             None,
             Some(assign_input),
             None,
+        );
+        GucRegistry::define_string_guc_with_hooks(
+            c"colcrypt.write_key",
+            c"Name of the managed key that new values are encrypted under.",
+            c"For columns whose type names no key. Empty: the primary key of the ring. It takes a \
+              right on the key, if it is granted to some roles only.",
+            &WRITE_KEY,
+            GucContext::Userset,
+            GucFlags::empty(),
+            None,
+            Some(assign_write_key),
+            None,
+        );
+        GucRegistry::define_enum_guc_with_hooks(
+            c"colcrypt.access",
+            c"What this session sees of encrypted values.",
+            c"\"full\": plaintext. \"masked\": colcrypt.mask; comparing is refused. \"ciphertext\": \
+              ciphertext in text form; comparing is refused. Typically set for a role.",
+            &ACCESS,
+            GucContext::Suset,
+            GucFlags::empty(),
+            None,
+            Some(assign_access),
+            None,
+        );
+        GucRegistry::define_string_guc(
+            c"colcrypt.mask",
+            c"What is shown in place of an encrypted value that may not be seen.",
+            c"",
+            &MASK,
+            GucContext::Suset,
+            GucFlags::empty(),
+        );
+        GucRegistry::define_enum_guc(
+            c"colcrypt.undecryptable",
+            c"What is shown of a value that cannot be decrypted.",
+            c"\"error\": an error. \"placeholder\": a text that names the key, so that the other \
+              rows can be read.",
+            &UNDECRYPTABLE,
+            GucContext::Suset,
+            GucFlags::empty(),
+        );
+        GucRegistry::define_bool_guc(
+            c"colcrypt.dump_plaintext",
+            c"Whether pg_dump and logical replication get plaintext.",
+            c"By default they get ciphertext in text form.",
+            &DUMP_PLAINTEXT,
+            GucContext::Suset,
+            GucFlags::empty(),
         );
         keyring::note_defined();
         pg_sys::MarkGUCPrefixReserved(c"colcrypt".as_ptr());
@@ -273,4 +394,18 @@ unsafe extern "C-unwind" fn assign_input(newval: i32, _extra: *mut c_void) {
     if newval != unsafe { *INPUT.as_ptr() } {
         keyring::forget_plans();
     }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_access(newval: i32, _extra: *mut c_void) {
+    // SAFETY: reads this backend's own setting.
+    if newval != unsafe { *ACCESS.as_ptr() } {
+        // What was planned may compare what may not be compared now.
+        keyring::forget_plans();
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_write_key(_newval: *const c_char, _extra: *mut c_void) {
+    keyring::forget_plans();
 }

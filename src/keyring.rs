@@ -12,7 +12,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use colcrypt_core::{
-    Key, KeyId, KeyRing, SecretText, SourceError, read_environment, read_key_file,
+    Key, KeyId, KeyRing, RingKey, SecretText, SourceError, read_environment, read_key_file,
 };
 use pgrx::prelude::*;
 
@@ -78,15 +78,36 @@ impl ActiveRing {
     /// # Errors
     /// [`Error::UnknownKey`], or [`Error::NoKeyRing`] if there is none at all.
     pub(crate) fn find(&self, id: KeyId) -> Result<&Key, Error> {
-        let session = self.session.as_ref().and_then(|ring| ring.find(id));
-        match session.or_else(|| self.server.as_ref()?.find(id)) {
-            Some(key) => Ok(key),
-            None => Err(self.missing(id)),
-        }
+        self.get(id).ok_or_else(|| self.missing(id))
     }
 
+    /// The key with this id, if it is in the ring.
+    #[inline]
+    pub(crate) fn get(&self, id: KeyId) -> Option<&Key> {
+        let session = self.session.as_ref().and_then(|ring| ring.find(id));
+        session.or_else(|| self.server.as_ref()?.find(id))
+    }
+
+    /// Whether new values are sealed under a key that the session brought.
+    #[inline]
+    pub(crate) fn is_session_s(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// The id of the primary of the server's ring, if it has one.
+    pub(crate) fn server_primary(&self) -> Option<KeyId> {
+        self.server.as_ref().map(|ring| ring.primary().id())
+    }
+
+    /// Whether the server's ring has this key.
+    pub(crate) fn server_has(&self, id: KeyId) -> bool {
+        let server = self.server.as_ref();
+        server.is_some_and(|ring| ring.find(id).is_some())
+    }
+
+    /// Why there is no such key.
     #[cold]
-    fn missing(&self, id: KeyId) -> Error {
+    pub(crate) fn missing(&self, id: KeyId) -> Error {
         match self.primary() {
             Ok(_) => Error::UnknownKey {
                 needed: id,
@@ -117,6 +138,15 @@ impl ActiveRing {
     pub(crate) fn keys(&self) -> impl Iterator<Item = &Key> {
         let rings = self.session.iter().chain(&self.server);
         rings.flat_map(|ring| ring.keys())
+    }
+
+    /// Every key with its name, the primary first, and whether it is the server's.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&RingKey, bool)> {
+        let session = self.session.iter().flat_map(|ring| ring.entries());
+        let server = self.server.iter().flat_map(|ring| ring.entries());
+        session
+            .map(|key| (key, false))
+            .chain(server.map(|key| (key, true)))
     }
 
     fn ids(&self) -> Vec<KeyId> {

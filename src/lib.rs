@@ -7,6 +7,7 @@
 
 use pgrx::prelude::*;
 
+mod access;
 mod admin;
 mod backend_local;
 mod compat;
@@ -14,6 +15,8 @@ mod encoding;
 mod entry;
 mod error;
 mod gucs;
+mod keep_masked;
+mod key_usage;
 mod keyring;
 mod log_hook;
 mod managed_keys;
@@ -44,10 +47,11 @@ extension_sql_file!(
     requires = ["admin"]
 );
 extension_sql_file!(
-    "../sql/search.sql",
-    name = "search",
+    "../sql/views.sql",
+    name = "views",
     requires = ["managed_keys"]
 );
+extension_sql_file!("../sql/search.sql", name = "search", requires = ["views"]);
 extension_sql_file!(
     "../sql/rotation.sql",
     name = "rotation",

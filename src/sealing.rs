@@ -2,51 +2,161 @@
 //! that reads or writes an encrypted value goes through here.
 
 use core::cell::RefCell;
+use std::rc::Rc;
 
-use colcrypt_core::{NonceSource, Nonces, Payload, Stored, decode_text, is_reserved};
+use colcrypt_core::{
+    Key, KeyId, NonceSource, Nonces, Payload, Stored, Suite, decode_text, is_reserved,
+};
 use pgrx::prelude::*;
 use zeroize::Zeroizing;
 
 use crate::backend_local::BackendLocal;
-use crate::encoding;
 use crate::error::{Error, Wire};
 use crate::gucs::{self, Input};
-use crate::keyring;
+use crate::managed_keys::{self, DataKey};
 use crate::types::datum::Output;
+use crate::{access, encoding, keyring};
 
 static NONCES: BackendLocal<RefCell<Option<NonceSource>>> = BackendLocal::new(RefCell::new(None));
 
-/// Seals text of the database as a new value gets sealed: under the primary,
-/// with the suite of `colcrypt.algorithm`.
-///
-/// # Errors
-/// [`Error::NoKeyRing`].
-pub(crate) fn seal<B: Output>(text: &[u8]) -> Result<B, Error> {
-    seal_utf8(&encoding::to_utf8(text))
+/// What PostgreSQL passes where a type has no modifier.
+pub(crate) const NO_MODIFIER: i32 = -1;
+
+/// A key with the suite that values are sealed with under it.
+pub(crate) enum Sealer {
+    /// The primary of the ring, with the suite of `colcrypt.algorithm`.
+    Primary,
+    /// A managed key.
+    Managed(Rc<DataKey>),
 }
 
-fn seal_utf8<B: Output>(plaintext: &[u8]) -> Result<B, Error> {
-    keyring::with_current(|ring| {
-        let key = ring.primary()?;
-        let suite = gucs::suite();
-        let mut sealed = B::zeroed(suite.sealed_len(plaintext.len()));
-        with_nonces(|nonces| {
-            key.seal(suite, Payload::Text, plaintext, nonces, sealed.bytes_mut())
-        })?;
-        Ok(sealed)
-    })
+impl Sealer {
+    /// What a new value is sealed under: the key that the column's type names, or
+    /// else `colcrypt.write_key`, or else the primary.
+    ///
+    /// # Errors
+    /// [`Error::UnknownKeyName`], [`Error::DestroyedKeyName`];
+    /// [`Error::KeyNameNotGranted`] for `colcrypt.write_key`.
+    #[inline]
+    pub(crate) fn of_new_value(modifier: i32) -> Result<Self, Error> {
+        if modifier == NO_MODIFIER && gucs::write_key().is_none() {
+            return Ok(Self::Primary);
+        }
+        Self::managed(modifier)
+    }
+
+    fn managed(modifier: i32) -> Result<Self, Error> {
+        if modifier != NO_MODIFIER {
+            return managed_keys::active_by_modifier(modifier).map(Self::Managed);
+        }
+        match gucs::write_key() {
+            Some(name) => Self::named(&name.to_string_lossy()),
+            None => Ok(Self::Primary),
+        }
+    }
+
+    /// The managed key of this name, which the user chose.
+    ///
+    /// # Errors
+    /// [`Error::UnknownKeyName`], [`Error::DestroyedKeyName`],
+    /// [`Error::KeyNameNotGranted`].
+    pub(crate) fn named(name: &str) -> Result<Self, Error> {
+        let key = managed_keys::active_by_name(name)?;
+        if key.is_granted() {
+            Ok(Self::Managed(key))
+        } else {
+            Err(Error::KeyNameNotGranted {
+                name: name.to_owned(),
+            })
+        }
+    }
+
+    /// What a value belongs under that is sealed under `id` and stands in a column
+    /// with this modifier: a managed key's values stay with it where the column
+    /// names none.
+    ///
+    /// # Errors
+    /// As [`Sealer::of_new_value`].
+    pub(crate) fn of_stored_value(id: KeyId, modifier: i32) -> Result<Self, Error> {
+        if modifier == NO_MODIFIER
+            && keyring::with_current(|ring| ring.get(id).is_none())
+            && let Some(key) = managed_keys::by_id(id)?
+        {
+            return managed_keys::active_by_name(key.name()).map(Self::Managed);
+        }
+        Self::of_new_value(modifier)
+    }
+
+    /// Suite and key id of what is sealed.
+    ///
+    /// # Errors
+    /// [`Error::NoKeyRing`].
+    pub(crate) fn header(&self) -> Result<(Suite, KeyId), Error> {
+        match self {
+            Self::Primary => {
+                let id = keyring::with_current(|ring| ring.primary().map(Key::id))?;
+                Ok((gucs::suite(), id))
+            }
+            Self::Managed(key) => Ok((key.suite(), key.id())),
+        }
+    }
+
+    /// Seals text of the database.
+    ///
+    /// # Errors
+    /// [`Error::NoKeyRing`], [`Error::UnknownPrimary`]; what unwrapping a managed
+    /// key gives.
+    #[inline]
+    pub(crate) fn seal<B: Output>(&self, text: &[u8]) -> Result<B, Error> {
+        self.seal_utf8(&encoding::to_utf8(text))
+    }
+
+    fn seal_utf8<B: Output>(&self, plaintext: &[u8]) -> Result<B, Error> {
+        match self {
+            Self::Primary => {
+                let sealed = keyring::with_current(|ring| {
+                    managed_keys::ring_passed(ring)
+                        .then(|| seal_under(ring.primary()?, gucs::suite(), plaintext))
+                });
+                match sealed {
+                    Some(sealed) => sealed,
+                    None => seal_judged(plaintext),
+                }
+            }
+            Self::Managed(key) => seal_under(key.key()?, key.suite(), plaintext),
+        }
+    }
 }
 
-/// What comes in as a value: plaintext, or with `colcrypt.input = 'ciphertext'`
-/// ciphertext in text form.
+#[cold]
+fn seal_judged<B: Output>(plaintext: &[u8]) -> Result<B, Error> {
+    managed_keys::check_ring(managed_keys::Use::Seal)?;
+    keyring::with_current(|ring| seal_under(ring.primary()?, gucs::suite(), plaintext))
+}
+
+fn seal_under<B: Output>(key: &Key, suite: Suite, plaintext: &[u8]) -> Result<B, Error> {
+    let mut sealed = B::zeroed(suite.sealed_len(plaintext.len()));
+    with_nonces(|nonces| key.seal(suite, Payload::Text, plaintext, nonces, sealed.bytes_mut()))?;
+    Ok(sealed)
+}
+
+/// What comes in as a value of a column with this modifier: plaintext, or with
+/// `colcrypt.input = 'ciphertext'` ciphertext in text form.
 ///
 /// # Errors
-/// [`Error::ReservedPrefix`] for plaintext that could be taken for ciphertext.
-pub(crate) fn take_in<B: Output>(text: &[u8], wire: Wire) -> Result<B, Error> {
+/// [`Error::ReservedPrefix`] for plaintext that could be taken for ciphertext;
+/// those of [`Sealer::of_new_value`] and [`Sealer::seal`].
+pub(crate) fn take_in<B: Output>(text: &[u8], modifier: i32, wire: Wire) -> Result<B, Error> {
     match gucs::input() {
         Input::Ciphertext => admit_ciphertext(text, wire),
-        Input::Plaintext if is_reserved(text) => Err(Error::ReservedPrefix(wire)),
-        Input::Plaintext => seal(text),
+        Input::Plaintext if is_reserved(text) => {
+            if access::takes_ciphertext() {
+                admit_ciphertext(text, wire)
+            } else {
+                Err(Error::ReservedPrefix(wire))
+            }
+        }
+        Input::Plaintext => Sealer::of_new_value(modifier)?.seal(text),
     }
 }
 
@@ -57,26 +167,58 @@ pub(crate) fn take_in<B: Output>(text: &[u8], wire: Wire) -> Result<B, Error> {
 /// [`Error::BadTextForm`], [`Error::Damaged`].
 pub(crate) fn admit_ciphertext<B: Output>(text: &[u8], wire: Wire) -> Result<B, Error> {
     let stored = decode_text(text).map_err(|reason| Error::BadTextForm { reason, wire })?;
-    match open::<Zeroizing<Vec<u8>>>(&stored).map_err(|error| *error) {
-        Ok(_) | Err(Error::UnknownKey { .. } | Error::NoKeyRing { .. }) => {}
+    let opened = open_whoever_asks::<Zeroizing<Vec<u8>>>(&stored);
+    match opened.map_err(|error| *error) {
+        Ok(_)
+        | Err(
+            Error::UnknownKey { .. }
+            | Error::NoKeyRing { .. }
+            | Error::UnknownWrappingKey { .. }
+            | Error::DestroyedKey { .. },
+        ) => {}
         Err(error) => return Err(error),
     }
-    let mut value = B::zeroed(stored.len());
-    value.bytes_mut().copy_from_slice(&stored);
-    Ok(value)
+    Ok(copied(&stored))
+}
+
+/// `bytes` as they are.
+pub(crate) fn copied<B: Output>(bytes: &[u8]) -> B {
+    let mut copy = B::zeroed(bytes.len());
+    copy.bytes_mut().copy_from_slice(bytes);
+    copy
+}
+
+/// Whom a value is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    /// The current user, who must be allowed to use the key.
+    User,
+    /// The extension itself, which shows it to nobody.
+    Itself,
 }
 
 /// Opens a stored value into text of the database.
 ///
 /// # Errors
 /// [`Error::Malformed`], [`Error::NoKeyRing`], [`Error::UnknownKey`],
-/// [`Error::Damaged`], [`Error::NotText`].
+/// [`Error::KeyNotGranted`], [`Error::Damaged`], [`Error::NotText`]; what
+/// unwrapping a managed key gives.
 ///
 /// The error is in a box, so that the result fits into registers.
 pub(crate) fn open<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
+    open_for(Reader::User, stored)
+}
+
+/// As [`open`], whatever key the current user may use: for what is not shown.
+pub(crate) fn open_whoever_asks<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
+    open_for(Reader::Itself, stored)
+}
+
+#[inline]
+fn open_for<B: Output>(reader: Reader, stored: &[u8]) -> Result<B, Box<Error>> {
     let stored = Stored::parse(stored)?;
     let mut opened = B::zeroed(stored.plaintext_capacity());
-    let len = open_into(&stored, opened.bytes_mut())?;
+    let len = open_into(reader, &stored, opened.bytes_mut())?;
     opened.truncate(len);
     check_text(opened.bytes_mut()).ok_or_else(|| Error::NotText {
         key: stored.key_id(),
@@ -93,19 +235,42 @@ pub(crate) fn open<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
 /// Opens a stored value into `out`, as long as its plaintext can be, and gives the
 /// plaintext's length.
 #[inline]
-fn open_into(stored: &Stored<'_>, out: &mut [u8]) -> Result<usize, Box<Error>> {
-    keyring::with_current(|ring| {
-        let key = ring.find(stored.key_id()).map_err(Box::new)?;
-        key.open(stored, Payload::Text, out)
-            .map_err(|error| Box::new(Error::damaged(key.id())(error)))
-    })
+fn open_into(reader: Reader, stored: &Stored<'_>, out: &mut [u8]) -> Result<usize, Box<Error>> {
+    let opened = keyring::with_current(|ring| {
+        let key = ring.get(stored.key_id())?;
+        Some(open_under(key, stored, out))
+    });
+    match opened {
+        Some(opened) => opened,
+        None => open_managed(reader, stored, out),
+    }
+}
+
+/// As `open_into`, for a value that no key of the ring has sealed.
+#[inline(never)]
+fn open_managed(reader: Reader, stored: &Stored<'_>, out: &mut [u8]) -> Result<usize, Box<Error>> {
+    let id = stored.key_id();
+    let Some(key) = managed_keys::by_id(id)? else {
+        return Err(keyring::with_current(|ring| ring.missing(id)).into());
+    };
+    if reader == Reader::User {
+        key.check_granted()?;
+    }
+    open_under(key.key()?, stored, out)
+}
+
+#[inline]
+fn open_under(key: &Key, stored: &Stored<'_>, out: &mut [u8]) -> Result<usize, Box<Error>> {
+    key.open(stored, Payload::Text, out)
+        .map_err(|error| Box::new(Error::damaged(key.id())(error)))
 }
 
 /// Opens a stored value into `room`, which the caller reuses, and gives the
-/// plaintext in UTF-8. Bytes for bytes: what is text is not asked.
+/// plaintext in UTF-8. Bytes for bytes: what is text is not asked, nor whether the
+/// current user may use the key.
 ///
 /// # Errors
-/// As [`open`], but for [`Error::NotText`].
+/// As [`open_whoever_asks`], but for [`Error::NotText`].
 pub(crate) fn open_utf8<'a>(
     stored: &[u8],
     room: &'a mut Zeroizing<Vec<u8>>,
@@ -115,17 +280,38 @@ pub(crate) fn open_utf8<'a>(
     if room.len() < capacity {
         *room = Zeroizing::new(vec![0; capacity]);
     }
-    let len = open_into(&stored, &mut room[..capacity]).map_err(|error| *error)?;
+    let len = open_into(Reader::Itself, &stored, &mut room[..capacity]).map_err(|error| *error)?;
     Ok(&room[..len])
 }
 
-/// Seals an opened value again, as a new value gets sealed. `room` is for the
-/// plaintext.
+/// Opens a value and seals it again. `room` is for the plaintext.
 ///
 /// # Errors
-/// As [`open_utf8`] and [`seal`].
-pub(crate) fn reseal<B: Output>(stored: &[u8], room: &mut Zeroizing<Vec<u8>>) -> Result<B, Error> {
-    seal_utf8(open_utf8(stored, room)?)
+/// As [`open_utf8`] and [`Sealer::seal`].
+pub(crate) fn reseal<B: Output>(
+    stored: &[u8],
+    sealer: &Sealer,
+    room: &mut Zeroizing<Vec<u8>>,
+) -> Result<B, Error> {
+    sealer.seal_utf8(open_utf8(stored, room)?)
+}
+
+/// Makes a value fit a column with this modifier: under the key that it names.
+///
+/// A value that the user may not read may not be made readable by moving it.
+///
+/// # Errors
+/// [`Error::KeyNotGranted`]; as [`reseal`].
+pub(crate) fn fit<B: Output>(stored: &[u8], modifier: i32) -> Result<B, Error> {
+    if modifier != NO_MODIFIER {
+        let sealer = Sealer::managed(modifier)?;
+        let header = Stored::parse(stored)?;
+        if (header.suite(), header.key_id()) != sealer.header()? {
+            access::check_key(stored)?;
+            return reseal(stored, &sealer, &mut Zeroizing::new(Vec::new()));
+        }
+    }
+    Ok(copied(stored))
 }
 
 /// Authentic is not the same as valid: a Fernet token may hold any bytes, and

@@ -60,12 +60,14 @@ def passphrase_key(passphrase: str) -> bytes:
 
 def xaes_key(key: bytes, prefix: bytes) -> bytes:
     """The AES-256-GCM key for all nonces that start with these 12 bytes."""
-    halves = []
-    for counter in (b"\x00\x01", b"\x00\x02"):
-        cmac = CMAC(AES(key))
-        cmac.update(counter + b"X\x00" + prefix)
-        halves.append(cmac.finalize())
+    halves = [cmac(key, n + b"X\x00" + prefix) for n in (b"\x00\x01", b"\x00\x02")]
     return b"".join(halves)
+
+
+def cmac(key: bytes, data: bytes) -> bytes:
+    mac = CMAC(AES(key))
+    mac.update(data)
+    return mac.finalize()
 
 
 def stored_bytes(text_form: str) -> bytes:
@@ -176,9 +178,16 @@ def id_in_hex(key: bytes) -> str:
     return key_id(key).hex()
 
 
-def index_tag(index_key: bytes, plaintext: str) -> bytes:
-    """The blind index tag: equal for equal plaintexts, and what indexes order by."""
-    return hmac.digest(index_key, plaintext.encode(), "sha256")[:16]
+def index_tag(index_key: bytes, plaintext: str, suite: str) -> bytes:
+    """The blind index tag: equal for equal plaintexts, and what indexes order by.
+
+    `suite` is that of the index key's row; NULL is the empty string.
+    """
+    if suite == "aes-256-cmac":
+        return cmac(subkey(index_key, suite), plaintext.encode())
+    if suite in ("hmac-sha-256", ""):
+        return hmac.digest(index_key, plaintext.encode(), "sha256")[:16]
+    raise Refused("makes tags in an unknown way")
 
 
 def hash_code(tag: bytes) -> int:

@@ -160,6 +160,7 @@ def printed_key_row() -> dict[str, str]:
         "key_id": printed("index key id"),
         "wrapped_by": printed("wrapped_by"),
         "kind": printed("kind"),
+        "suite": printed("suite"),
     }
 
 
@@ -167,7 +168,8 @@ def test_the_page_unwraps_an_index_key() -> None:
     row = printed_key_row()
     wrapped = bytes.fromhex(printed("wrapped"))
     assert decryptor.subkey(KEY, "wrap").hex() == printed("subkey wrap")
-    aad = decryptor.wrap_aad(bytes.fromhex(row["key_id"]), row["kind"], "", "")
+    key_id = bytes.fromhex(row["key_id"])
+    aad = decryptor.wrap_aad(key_id, row["kind"], "", row["suite"])
     assert aad.hex() == printed("AAD of the wrapping")
     index_key = decryptor.unwrap_key(wrapped, [bytes(32), KEY], **row)
     assert index_key.hex() == printed("index key")
@@ -184,7 +186,8 @@ def test_a_changed_row_of_the_key_table_does_not_unwrap() -> None:
         with pytest.raises(Refused, match="^authentication failed$"):
             decryptor.unwrap_key(bytes(changed), [KEY], **row)
     others = [{"key_id": VECTORS["key_id"]}, {"kind": "data"}]
-    for other in [*others, {"name": "pii"}, {"suite": "fernet"}]:
+    suites = [{"suite": "hmac-sha-256"}, {"suite": ""}]
+    for other in [*others, {"name": "pii"}, *suites]:
         with pytest.raises(Refused, match="^authentication failed$"):
             decryptor.unwrap_key(wrapped, [KEY], **(row | other))
     with pytest.raises(Refused, match="^not a wrapped key$"):
@@ -210,7 +213,9 @@ def test_the_core_unwraps_what_is_wrapped_as_the_page_says() -> None:
 
 def test_the_page_prints_a_tag_and_its_hash_codes() -> None:
     index_key = bytes.fromhex(printed("index key"))
-    tag = decryptor.index_tag(index_key, printed("plaintext"))
+    suite, plaintext = printed("suite"), printed("plaintext")
+    assert decryptor.subkey(index_key, suite).hex() == printed(f"subkey {suite}")
+    tag = decryptor.index_tag(index_key, plaintext, suite)
     assert tag.hex() == printed("tag of the plaintext")
     code = decryptor.hash_code(tag)
     assert signed(code, 32) == int(printed("hash code"))
@@ -218,15 +223,22 @@ def test_the_page_prints_a_tag_and_its_hash_codes() -> None:
         extended = decryptor.hash_extended(tag, seed)
         assert signed(extended, 64) == int(printed(f"extended, seed {seed}"))
     assert decryptor.hash_extended(tag, 0) % 2**32 == code
+    for suite in ("hmac-sha-256", ""):
+        tag = decryptor.index_tag(index_key, plaintext, suite)
+        assert tag.hex() == printed("tag by hmac-sha-256")
+    with pytest.raises(Refused, match="^makes tags in an unknown way$"):
+        decryptor.index_tag(index_key, plaintext, "xaes-256-gcm")
 
 
 def test_the_core_makes_the_tags_that_the_page_describes() -> None:
     source = (ROOT / "crates/core/src/blind_index.rs").read_text("utf-8")
-    tag = decryptor.index_tag(KEY, "alice@example.com")
-    assert f'const TAG: &str = "{tag.hex()}";' in source
+    tag = decryptor.index_tag(KEY, "alice@example.com", "aes-256-cmac")
+    assert f'const CMAC: &str = "{tag.hex()}";' in source
+    tag = decryptor.index_tag(KEY, "alice@example.com", "hmac-sha-256")
+    assert f'(TagFunction::HmacSha256, "{tag.hex()}")' in source
     extended = f"{decryptor.hash_extended(tag, 7):016x}"
     groups = "_".join(extended[i : i + 4] for i in range(0, 16, 4))
-    assert f"const EXTENDED: u64 = 0x{groups};" in source
+    assert f"assert_eq!(tag.hash_extended(7), 0x{groups});" in source
 
 
 def signed(number: int, bits: int) -> int:

@@ -7,7 +7,7 @@
 
 mod indexes;
 mod rewrite;
-mod target;
+pub(crate) mod target;
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;

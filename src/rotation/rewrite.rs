@@ -14,16 +14,16 @@ use zeroize::Zeroizing;
 
 use super::target::{Table, relation_name};
 use crate::error::Error;
+use crate::sealing::{self, Sealer};
 use crate::types::datum::{Varlena, first_bytes};
 use crate::types::encrypted_text::EncryptedTextBuf;
-use crate::{compat, gucs, keyring, sealing};
+use crate::{compat, keyring};
 
 /// How often a long rotation says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A rotation under way: what is fresh, and how much was done.
+/// A rotation under way, and how much was done.
 pub(super) struct Rotation {
-    fresh: (Suite, KeyId),
     batch_size: i64,
     max_rows: Option<i64>,
     rows: i64,
@@ -42,9 +42,8 @@ impl Rotation {
     /// # Errors
     /// [`Error::NoKeyRing`].
     pub(super) fn new(batch_size: i64, max_rows: Option<i64>) -> Result<Self, Error> {
-        let primary = keyring::current().primary()?.id();
+        keyring::current().primary()?;
         Ok(Self {
-            fresh: (gucs::suite(), primary),
             batch_size,
             max_rows,
             rows: 0,
@@ -69,9 +68,10 @@ impl Rotation {
         // SAFETY: in a transaction, with the table locked.
         unsafe {
             let mut walk = Walk::begin(table);
+            let mut fresh = Fresh::new(table.modifier);
             let mut plaintext = Zeroizing::new(Vec::new());
             while !self.is_done() && walk.next_row() {
-                if let Outcome::Rotated = walk.rotate_row(self.fresh, &mut plaintext)? {
+                if let Outcome::Rotated = walk.rotate_row(&mut fresh, &mut plaintext)? {
                     self.rows += 1;
                     if self.rows % self.batch_size == 0 {
                         self.report(&walk);
@@ -93,6 +93,35 @@ impl Rotation {
                 relation_name(walk.table.oid).unwrap_or_default()
             );
         }
+    }
+}
+
+/// What the values of a column are to be sealed under.
+struct Fresh {
+    modifier: i32,
+    /// The last key that was asked for.
+    last: Option<(KeyId, Sealer, (Suite, KeyId))>,
+}
+
+impl Fresh {
+    fn new(modifier: i32) -> Self {
+        let last = None;
+        Self { modifier, last }
+    }
+
+    /// What a value with this header is to be sealed under, if not as it is.
+    ///
+    /// # Errors
+    /// As [`Sealer::of_stored_value`].
+    fn sealer_if_stale(&mut self, header: (Suite, KeyId)) -> Result<Option<&Sealer>, Error> {
+        let (_, id) = header;
+        if self.last.as_ref().is_none_or(|(known, ..)| *known != id) {
+            let sealer = Sealer::of_stored_value(id, self.modifier)?;
+            let fresh = sealer.header()?;
+            self.last = Some((id, sealer, fresh));
+        }
+        let last = self.last.as_ref();
+        Ok(last.and_then(|(_, sealer, fresh)| (*fresh != header).then_some(sealer)))
     }
 }
 
@@ -222,7 +251,7 @@ impl Walk {
     /// Gives the row a new value if it is stale.
     unsafe fn rotate_row(
         &mut self,
-        fresh: (Suite, KeyId),
+        fresh: &mut Fresh,
         plaintext: &mut Zeroizing<Vec<u8>>,
     ) -> Result<Outcome, Error> {
         // SAFETY: `row_memory` is live; it is left before the next row resets it.
@@ -239,7 +268,7 @@ impl Walk {
     /// else updated meanwhile is locked in its latest version and looked at again.
     unsafe fn update_row(
         &mut self,
-        fresh: (Suite, KeyId),
+        fresh: &mut Fresh,
         plaintext: &mut Zeroizing<Vec<u8>>,
     ) -> Result<Outcome, Error> {
         use pg_sys::TM_Result as Result;
@@ -253,10 +282,10 @@ impl Walk {
                 .tuple_lock
                 .expect("every table method locks");
             loop {
-                let Some(value) = self.stale_value(fresh)? else {
+                let Some((value, sealer)) = self.stale_value(fresh)? else {
                     return Ok(Outcome::Skipped);
                 };
-                self.fill_new_row(sealing::reseal(&value, plaintext)?);
+                self.fill_new_row(sealing::reseal(&value, sealer, plaintext)?);
                 self.compute_generated_columns();
                 let mut row = (*self.old).tts_tid;
                 let mut failure = pg_sys::TM_FailureData::default();
@@ -318,9 +347,12 @@ impl Walk {
         Error::Rotation { relation, why }
     }
 
-    /// The row's value, if it is not what a new value would be; judged by its
-    /// header alone.
-    unsafe fn stale_value(&self, fresh: (Suite, KeyId)) -> Result<Option<Varlena<'_, ()>>, Error> {
+    /// The row's value, if it is not under what it belongs under, with that; judged
+    /// by its header alone.
+    unsafe fn stale_value<'a>(
+        &self,
+        fresh: &'a mut Fresh,
+    ) -> Result<Option<(Varlena<'_, ()>, &'a Sealer)>, Error> {
         // SAFETY: `old` holds a row; the attribute is of type encrypted_text.
         unsafe {
             let mut is_null = false;
@@ -330,10 +362,8 @@ impl Walk {
                 return Ok(None);
             }
             let header = first_bytes::<{ Stored::HEADER_LEN }>(datum).ok_or(Error::Malformed)?;
-            if Stored::parse_header(&header)? == fresh {
-                return Ok(None);
-            }
-            Ok(Some(Varlena::from_raw(datum)))
+            let sealer = fresh.sealer_if_stale(Stored::parse_header(&header)?)?;
+            Ok(sealer.map(|sealer| (Varlena::from_raw(datum), sealer)))
         }
     }
 

@@ -17,6 +17,8 @@ pub(super) struct Target {
 pub(super) struct Table {
     pub(super) oid: pg_sys::Oid,
     pub(super) attribute: i16,
+    /// The type modifier of the column, which names its key.
+    pub(super) modifier: i32,
 }
 
 impl Target {
@@ -55,7 +57,11 @@ impl Target {
                     // A child has the column under the same name, perhaps at
                     // another place.
                     let attribute = find_column(oid, column, &name)?;
-                    tables.push(Table { oid, attribute });
+                    tables.push(Table {
+                        oid,
+                        attribute,
+                        modifier: find_modifier(oid, attribute),
+                    });
                 }
                 pg_sys::RELKIND_FOREIGN_TABLE => pgrx::notice!(
                     "skipping foreign table \"{}\": its server rotates it",
@@ -73,7 +79,7 @@ impl Target {
 }
 
 /// The name of a relation, for messages.
-pub(super) fn relation_name(oid: pg_sys::Oid) -> Option<String> {
+pub(crate) fn relation_name(oid: pg_sys::Oid) -> Option<String> {
     // SAFETY: gives a palloc'd string or null.
     unsafe {
         let name = pg_sys::get_rel_name(oid);
@@ -82,7 +88,8 @@ pub(super) fn relation_name(oid: pg_sys::Oid) -> Option<String> {
     }
 }
 
-fn relation_kind(oid: pg_sys::Oid) -> u8 {
+/// The kind of a relation (`pg_class.relkind`); 0 if there is none.
+pub(crate) fn relation_kind(oid: pg_sys::Oid) -> u8 {
     // SAFETY: gives '\0' for an OID that is no relation.
     unsafe { pg_sys::get_rel_relkind(oid) as u8 }
 }
@@ -139,7 +146,9 @@ fn is_generated(oid: pg_sys::Oid, attribute: i16) -> bool {
     }
 }
 
-fn find_column(oid: pg_sys::Oid, column: &CStr, relation: &str) -> Result<i16, Error> {
+/// # Errors
+/// [`Error::NoColumn`].
+pub(crate) fn find_column(oid: pg_sys::Oid, column: &CStr, relation: &str) -> Result<i16, Error> {
     // SAFETY: gives 0 for no such column, dropped ones included, and below 0 for
     // a system column.
     match unsafe { pg_sys::get_attnum(oid, column.as_ptr()) } {
@@ -151,7 +160,27 @@ fn find_column(oid: pg_sys::Oid, column: &CStr, relation: &str) -> Result<i16, E
     }
 }
 
-fn check_type(
+/// The type modifier of a column, or of the domain that it is of.
+pub(crate) fn find_modifier(oid: pg_sys::Oid, attribute: i16) -> i32 {
+    // SAFETY: the attribute exists.
+    unsafe {
+        let (mut declared, mut modifier, mut collation) =
+            (pg_sys::InvalidOid, -1, pg_sys::InvalidOid);
+        pg_sys::get_atttypetypmodcoll(
+            oid,
+            attribute,
+            &raw mut declared,
+            &raw mut modifier,
+            &raw mut collation,
+        );
+        pg_sys::getBaseTypeAndTypmod(declared, &raw mut modifier);
+        modifier
+    }
+}
+
+/// # Errors
+/// [`Error::WrongType`] unless the column is encrypted.
+pub(crate) fn check_type(
     oid: pg_sys::Oid,
     attribute: i16,
     column: &CStr,

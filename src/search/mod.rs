@@ -3,12 +3,13 @@
 //! an index says nothing to those who have no key.
 
 mod analyze;
+mod guard;
 mod operators;
 mod prepare;
 mod sort;
 mod tags;
 
-pub(crate) use prepare::install;
+pub(crate) use guard::encrypted_text;
 
 use core::cell::RefCell;
 use core::cmp::Ordering;
@@ -16,12 +17,19 @@ use core::cmp::Ordering;
 use colcrypt_core::{Tag, TagMemory};
 use zeroize::Zeroizing;
 
+use crate::access;
 use crate::backend_local::BackendLocal;
 use crate::compat;
 use crate::encoding;
 use crate::error::Error;
 use crate::sealing;
 use crate::types::datum::Detoasted;
+
+/// Installs the hooks.
+pub(crate) fn install() {
+    prepare::install();
+    guard::install();
+}
 
 /// One side of a comparison.
 enum Operand<'a> {
@@ -83,8 +91,22 @@ impl Operand<'_> {
     }
 
     /// The tag of a value that is looked at once: to hash it, or to sort by it.
-    fn tag(&self) -> Result<Tag, Error> {
-        self.made_tag().or_else(|error| self.stand_in(error))
+    fn tag(&self, purpose: Purpose) -> Result<Tag, Error> {
+        self.check(purpose)
+            .and_then(|()| self.made_tag())
+            .or_else(|error| self.stand_in(error))
+    }
+
+    /// Whether it may be compared.
+    #[inline]
+    fn check(&self, purpose: Purpose) -> Result<(), Error> {
+        if purpose == Purpose::Free || access::compares_all()? {
+            return Ok(());
+        }
+        match self {
+            Self::Sealed(stored) => access::check_compare_value(stored),
+            Self::Plain(_) => access::check_compare(),
+        }
     }
 
     /// ANALYZE must not fail for want of a key. What it sorts and counts, extended
@@ -124,10 +146,10 @@ impl Operand<'_> {
             self.with_plaintext(side, |text| memory.tag(text))?
         } else {
             match memory.recall(bytes) {
-                Ok(tag) => tag,
-                Err(unknown) => {
+                Some(tag) => tag,
+                None => {
                     let tag = self.with_plaintext(side, |plaintext| memory.tag(plaintext))?;
-                    memory.remember(unknown, tag);
+                    memory.remember(bytes, tag);
                     tag
                 }
             }
@@ -140,11 +162,26 @@ impl Operand<'_> {
     }
 }
 
+/// What values are compared for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// For somebody: then the rules of `access` hold.
+    Query,
+    /// For nobody, to keep an index or a partitioned table in order, whoever writes
+    /// to it; or for somebody who compares whatever he likes.
+    Free,
+}
+
+fn check_both(left: &Operand<'_>, right: &Operand<'_>, purpose: Purpose) -> Result<(), Error> {
+    left.check(purpose)?;
+    right.check(purpose)
+}
+
 /// Whether two values have the same plaintext. Needs no index key.
-fn equal(left: &Operand<'_>, right: &Operand<'_>) -> Result<bool, Error> {
-    match equal_plaintexts(left, right) {
+fn equal(left: &Operand<'_>, right: &Operand<'_>, purpose: Purpose) -> Result<bool, Error> {
+    match check_both(left, right, purpose).and_then(|()| equal_plaintexts(left, right)) {
         // As in `Operand::stand_in`.
-        Err(_) if compat::collects_statistics() => Ok(left.tag()? == right.tag()?),
+        Err(_) if compat::collects_statistics() => Ok(left.tag(purpose)? == right.tag(purpose)?),
         equal => equal,
     }
 }
@@ -159,14 +196,16 @@ fn equal_plaintexts(left: &Operand<'_>, right: &Operand<'_>) -> Result<bool, Err
 }
 
 /// Orders two values by their tags.
-fn compare(left: &Operand<'_>, right: &Operand<'_>) -> Result<Ordering, Error> {
-    let ordering = tags::with_memory(|memory| {
-        let left = left.remembered_tag(0, memory)?;
-        Ok(left.cmp(&right.remembered_tag(1, memory)?))
+fn compare(left: &Operand<'_>, right: &Operand<'_>, purpose: Purpose) -> Result<Ordering, Error> {
+    let ordering = check_both(left, right, purpose).and_then(|()| {
+        tags::with_memory(|memory| {
+            let left = left.remembered_tag(0, memory)?;
+            Ok(left.cmp(&right.remembered_tag(1, memory)?))
+        })
     });
     match ordering {
         // As in `Operand::stand_in`; one by one, so that there is one order.
-        Err(_) if compat::collects_statistics() => Ok(left.tag()?.cmp(&right.tag()?)),
+        Err(_) if compat::collects_statistics() => Ok(left.tag(purpose)?.cmp(&right.tag(purpose)?)),
         ordering => ordering,
     }
 }

@@ -6,10 +6,10 @@ use core::cmp::Ordering;
 
 use pgrx::prelude::*;
 
-use super::{Operand, compare, equal};
-use crate::compat;
+use super::{Operand, Purpose, compare, equal};
 use crate::error::Error;
 use crate::types::datum::{Call, per_value_function};
+use crate::{access, compat};
 
 /// An argument as `Operand::Sealed` or `Operand::Plain`.
 macro_rules! operand {
@@ -23,10 +23,11 @@ macro_rules! operator {
     ($symbol:expr, $left:ident, $right:ident, $function:expr) => {
         per_value_function!($symbol, |call| {
             let call: Call<'_> = call;
-            let function: fn(&Operand<'_>, &Operand<'_>) -> Result<_, Error> = $function;
+            let function: fn(&Operand<'_>, &Operand<'_>, Purpose) -> Result<_, Error> = $function;
             let left = operand!($left, call, 0);
             let right = operand!($right, call, 1);
-            Error::unwrap_or_raise(function(&left, &right)).into()
+            let purpose = purpose_of_operator(&call);
+            Error::unwrap_or_raise(function(&left, &right, purpose)).into()
         });
     };
 }
@@ -39,31 +40,31 @@ macro_rules! operators {
             concat!("encrypted_text_ne_", $suffix),
             $left,
             $right,
-            |a, b| { equal(a, b).map(|equal| !equal) }
+            |a, b, purpose| { equal(a, b, purpose).map(|equal| !equal) }
         );
         operator!(
             concat!("encrypted_text_lt_", $suffix),
             $left,
             $right,
-            |a, b| { compare(a, b).map(Ordering::is_lt) }
+            |a, b, purpose| { compare(a, b, purpose).map(Ordering::is_lt) }
         );
         operator!(
             concat!("encrypted_text_le_", $suffix),
             $left,
             $right,
-            |a, b| { compare(a, b).map(Ordering::is_le) }
+            |a, b, purpose| { compare(a, b, purpose).map(Ordering::is_le) }
         );
         operator!(
             concat!("encrypted_text_ge_", $suffix),
             $left,
             $right,
-            |a, b| { compare(a, b).map(Ordering::is_ge) }
+            |a, b, purpose| { compare(a, b, purpose).map(Ordering::is_ge) }
         );
         operator!(
             concat!("encrypted_text_gt_", $suffix),
             $left,
             $right,
-            |a, b| { compare(a, b).map(Ordering::is_gt) }
+            |a, b, purpose| { compare(a, b, purpose).map(Ordering::is_gt) }
         );
         per_value_function!(concat!("encrypted_text_cmp_", $suffix), |call| {
             let call: Call<'_> = call;
@@ -72,7 +73,8 @@ macro_rules! operators {
             } else {
                 let left = operand!($left, call, 0);
                 let right = operand!($right, call, 1);
-                (Error::unwrap_or_raise(compare(&left, &right)) as i32).into()
+                let purpose = purpose_of_order(&call);
+                (Error::unwrap_or_raise(compare(&left, &right, purpose)) as i32).into()
             }
         });
     };
@@ -97,19 +99,66 @@ fn way_to_the_left(call: &Call<'_>) -> i32 {
     if descending { -1 } else { 1 }
 }
 
+// How a function knows that it is called to keep an index in order, and not by a
+// query. What can be told apart by what it is called with, is here; queries that
+// search an index are refused before they run (`guard.rs`).
+
+/// Support function 1 of the btree families. An index calls it with a scan key and
+/// with what PostgreSQL gives to support functions of an index only, the options
+/// of the operator class; a query that searches in it, with the type that it looks
+/// for besides (`ExecIndexBuildScanKeys()`, where `_bt_mkscankey()` has none).
+fn purpose_of_order(call: &Call<'_>) -> Purpose {
+    if access::compares_everything() {
+        return Purpose::Free;
+    }
+    // SAFETY: with the options of an operator class, support function 1 of a btree
+    // is called by `_bt_compare()` only, which has it in a scan key.
+    let in_index =
+        call.has_index_options() && unsafe { call.scan_key() }.sk_subtype == pg_sys::InvalidOid;
+    upkeep_if(in_index || call.is_for_partition_key())
+}
+
+/// Support functions of the hash families: an index hashes what it stores, and
+/// what is looked for in it, which compares it with nothing.
+fn purpose_of_hash(call: &Call<'_>) -> Purpose {
+    if access::compares_everything() {
+        return Purpose::Free;
+    }
+    upkeep_if(call.has_index_options() || call.is_for_partition_key())
+}
+
+/// Operators: a unique constraint with ON CONFLICT looks for a duplicate with
+/// scan keys of its own (`check_exclusion_or_unique_constraint()`).
+fn purpose_of_operator(call: &Call<'_>) -> Purpose {
+    if access::compares_everything() {
+        return Purpose::Free;
+    }
+    upkeep_if(call.is_for_constraint())
+}
+
+fn upkeep_if(upkeep: bool) -> Purpose {
+    if upkeep {
+        Purpose::Free
+    } else {
+        Purpose::Query
+    }
+}
+
 /// Support function 1 of the hash families.
 macro_rules! hash {
     ($symbol:literal, $extended:literal, $kind:ident) => {
         per_value_function!($symbol, |call| {
             let call: Call<'_> = call;
-            let tag = Error::unwrap_or_raise(operand!($kind, call, 0).tag());
+            let purpose = purpose_of_hash(&call);
+            let tag = Error::unwrap_or_raise(operand!($kind, call, 0).tag(purpose));
             (tag.hash() as i32).into()
         });
         per_value_function!($extended, |call| {
             let call: Call<'_> = call;
             // SAFETY: declared with a bigint as second argument, strict.
             let seed = unsafe { call.int8(1) };
-            let tag = Error::unwrap_or_raise(operand!($kind, call, 0).tag());
+            let purpose = purpose_of_hash(&call);
+            let tag = Error::unwrap_or_raise(operand!($kind, call, 0).tag(purpose));
             (tag.hash_extended(seed as u64) as i64).into()
         });
     };

@@ -4,7 +4,7 @@
 
 use pgrx::prelude::*;
 
-use super::{Operand, compare};
+use super::{Operand, Purpose, compare};
 use crate::compat;
 use crate::error::Error;
 use crate::types::datum::{Detoasted, per_value_function};
@@ -56,7 +56,7 @@ unsafe extern "C-unwind" fn compare_values<T: Sorted>(
             T::operand(Detoasted::from_raw(right)),
         )
     };
-    Error::unwrap_or_raise(compare(&left, &right)) as i32
+    Error::unwrap_or_raise(compare(&left, &right, Purpose::Query)) as i32
 }
 
 #[pg_guard]
@@ -66,7 +66,7 @@ unsafe extern "C-unwind" fn abbreviate<T: Sorted>(
 ) -> pg_sys::Datum {
     // SAFETY: as in `compare_values`.
     let operand = T::operand(unsafe { Detoasted::from_raw(value) });
-    let tag = Error::unwrap_or_raise(operand.tag());
+    let tag = Error::unwrap_or_raise(operand.tag(Purpose::Query));
     pg_sys::Datum::from(tag.prefix() as usize)
 }
 

@@ -47,7 +47,7 @@ pub(super) fn with_memory<T>(
     let key = managed_keys::index_key()?;
     // Reading the key may have brought news of changes, but only of those before.
     let basis = Basis::now();
-    let mut memory = TagMemory::new(key)?;
+    let mut memory = TagMemory::new(key);
     let result = work(&mut memory);
     MEMORY.replace(Some((basis, memory)));
     result
@@ -55,7 +55,7 @@ pub(super) fn with_memory<T>(
 
 /// Whether two stored values are equal, if the tag of one is at hand because a
 /// hash table or a sort has just asked for it: the other one is then likely to be
-/// remembered, or its plaintext is.
+/// remembered.
 ///
 /// # Errors
 /// As [`sealing::open_utf8`](crate::sealing::open_utf8).
@@ -73,15 +73,13 @@ pub(super) fn equal_if_known(left: &[u8], right: &[u8]) -> Result<Option<bool>, 
         (None, Some(tag)) => (tag, left),
         (None, None) => return Ok(None),
     };
-    match memory.recall(other) {
-        Ok(known) => Ok(Some(known == tag)),
-        Err(unknown) => {
-            let opened = with_opened(0, other, |plaintext| memory.recall_plaintext(plaintext));
-            let Some(known) = opened? else {
-                return Ok(None);
-            };
-            memory.remember(unknown, known);
-            Ok(Some(known == tag))
+    let known = match memory.recall(other) {
+        Some(known) => known,
+        None => {
+            let known = with_opened(0, other, |plaintext| memory.tag(plaintext))?;
+            memory.remember(other, known);
+            known
         }
-    }
+    };
+    Ok(Some(known == tag))
 }

@@ -72,6 +72,10 @@ macro_rules! per_value_function {
 }
 pub(crate) use per_value_function;
 
+/// Strategies of equality (src/include/access/stratnum.h).
+const EQUAL_IN_HASH: u16 = 1;
+const EQUAL_IN_BTREE: u16 = 3;
+
 /// The arguments of a call of a strict function: none is null.
 pub(crate) struct Call<'a>(&'a pg_sys::FunctionCallInfoBaseData);
 
@@ -129,6 +133,56 @@ impl<'a> Call<'a> {
             &*function
                 .sub(core::mem::offset_of!(pg_sys::ScanKeyData, sk_func))
                 .cast()
+        }
+    }
+
+    /// Whether the function is called as a support function of an index: with the
+    /// options of its operator class, in the form that PostgreSQL gives them to
+    /// such functions only (`set_fn_opclass_options()` of fmgr.c). In expressions
+    /// there is the node of the call, elsewhere nothing.
+    pub(crate) fn has_index_options(&self) -> bool {
+        // SAFETY: the description of the function is live; its expression is null
+        // or a node.
+        unsafe {
+            let expression = (*self.0.flinfo).fn_expr;
+            !expression.is_null()
+                && (*expression).type_ == pg_sys::NodeTag::T_Const
+                && (*expression.cast::<pg_sys::Const>()).consttype == pg_sys::BYTEAOID
+        }
+    }
+
+    /// Whether the function is called to find the partition of a row: its
+    /// description then lives with the partition key in the relation cache
+    /// (`RelationBuildPartitionKey()` of partcache.c). Plans and
+    /// `satisfies_hash_partition()` have copies of their own.
+    pub(crate) fn is_for_partition_key(&self) -> bool {
+        // SAFETY: the memory context of the description is live and has a name.
+        unsafe {
+            let function = &*self.0.flinfo;
+            function.fn_expr.is_null()
+                && !function.fn_mcxt.is_null()
+                && CStr::from_ptr((*function.fn_mcxt).name) == c"partition key"
+        }
+    }
+
+    /// Whether an operator's function with two arguments is called through the
+    /// scan key of a constraint that looks for a duplicate: of no type, and
+    /// followed by what is looked for.
+    pub(crate) fn is_for_constraint(&self) -> bool {
+        // SAFETY: the description is live. It is in memory that PostgreSQL
+        // allocated or on its stack, where there are some bytes before and after
+        // it: so it may be looked at as if it were in a scan key, whose members
+        // are plain numbers.
+        unsafe {
+            if !(*self.0.flinfo).fn_expr.is_null() || self.0.nargs != 2 {
+                return false;
+            }
+            let key = self.scan_key();
+            (1..=pg_sys::INDEX_MAX_KEYS as i16).contains(&key.sk_attno)
+                && [EQUAL_IN_HASH, EQUAL_IN_BTREE].contains(&key.sk_strategy)
+                && key.sk_subtype == pg_sys::InvalidOid
+                && key.sk_collation == pg_sys::InvalidOid
+                && key.sk_argument == self.datum(1)
         }
     }
 

@@ -26,7 +26,7 @@ mod text_form;
 mod vectors;
 mod wrapping;
 
-pub use blind_index::{IndexKey, Tag};
+pub use blind_index::{IndexKey, Tag, TagFunction};
 pub use key::{Key, KeyId};
 pub use modifier::{modifier_from_name, parse_modifier, show_modifier};
 pub use nonce::{NonceSource, Nonces, RandomError};
@@ -36,7 +36,7 @@ pub use secret::{SecretKey, SecretText};
 pub use source::{MAX_RING_TEXT, SourceError, read_environment, read_key_file};
 pub use stored::{FORMAT_VERSION, Malformed, Payload, Stored};
 pub use suites::{OpenError, SealError, Suite};
-pub use tag_memory::{TagMemory, Unknown};
+pub use tag_memory::TagMemory;
 pub use text_form::{
     PREFIX as TEXT_PREFIX, TextFormError, decode as decode_text, encode as encode_text, fernet_raw,
     fernet_token, is_reserved,

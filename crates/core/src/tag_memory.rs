@@ -1,54 +1,44 @@
 //! Tags that were made lately, so that what is compared again and again, the
-//! upper pages of a btree or the groups of a GROUP BY, is opened and hashed once.
+//! upper pages of a btree or the groups of a GROUP BY, is opened once.
 //!
-//! Found by a keyed 128-bit hash over the whole stored value, so that a changed
-//! value is never taken for the genuine one; and over the plaintext, so that equal
-//! plaintexts need one tag and none is kept, but for the last one looked for.
-
-use core::hash::Hasher;
-
-use siphasher::sip128::{Hasher128, SipHasher13};
+//! Found by the whole stored value, so that a changed value is never taken for the
+//! genuine one. No plaintext is kept, but for the last one looked for.
 
 use zeroize::Zeroizing;
 
 use crate::blind_index::{IndexKey, Tag};
-use crate::nonce::RandomError;
 
-/// Most entries of the table of stored values: 5 MB.
-const MOST_STORED: usize = 1 << 17;
-/// Most entries of the table of plaintexts: 0.3 MB.
-const MOST_PLAINTEXTS: usize = 1 << 13;
-/// Slots for copies of stored values that were recalled: 0.7 MB with values of 64
-/// bytes, so that they stay in the CPU's cache.
-const COPIES: usize = 1 << 12;
-/// After as many collisions without a find the most used entry goes.
-const MOST_USES: u8 = 8;
+/// Slots for copies of stored values: 2.6 MB with values of 64 bytes, so that they
+/// stay in the CPU's caches. Making a tag costs not much more than memory that is
+/// not there.
+const COPIES: usize = 1 << 14;
 /// Longest stored value that is copied, in bytes.
-const LONGEST_COPY: usize = 256;
+const LONGEST_COPY: usize = 512;
 /// Longest value of which a copy is held, in bytes.
 const LONGEST_HELD: usize = 4096;
 
 /// An index key with the tags it made last.
 pub struct TagMemory {
     key: IndexKey,
-    /// SipHash-1-3 with 128 bits of output, under a random key.
-    hasher: SipHasher13,
-    by_stored: Table,
-    by_plaintext: Table,
-    /// What is recalled again and again, found without hashing it.
+    /// What is in each slot, and whether it is used; apart from the copies, because
+    /// most values that are looked for are not there, and so little stays in the
+    /// nearest cache.
+    slots: Vec<Slot>,
     copies: Vec<Copy>,
     /// The last value on each side of a comparison.
     held: [Held; 2],
 }
 
+/// Tells a value from most others by some of its bytes.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    check: [u8; 7],
+    uses: Uses,
+}
+
 /// A stored value with its tag; empty if the slot is free.
 #[derive(Clone)]
 struct Copy {
-    /// Eight of the bytes: tells most other values apart without following the
-    /// pointer.
-    check: [u8; 8],
-    /// As in the tables: what is found often stays.
-    uses: u8,
     tag: Tag,
     stored: Vec<u8>,
 }
@@ -62,92 +52,62 @@ struct Held {
     plain: bool,
 }
 
-/// The hash of a stored value that is not remembered.
-#[derive(Debug, Clone, Copy)]
-pub struct Unknown([u64; 2]);
-
 impl TagMemory {
     /// An empty memory.
-    ///
-    /// # Errors
-    /// [`RandomError`] when the operating system gives no random bytes.
-    pub fn new(key: IndexKey) -> Result<Self, RandomError> {
-        let mut hash_key = [0; 16];
-        getrandom::fill(&mut hash_key).map_err(|_| RandomError)?;
-        Ok(Self {
+    pub fn new(key: IndexKey) -> Self {
+        Self {
             key,
-            hasher: SipHasher13::new_with_key(&hash_key),
-            by_stored: Table::new(MOST_STORED),
-            by_plaintext: Table::new(MOST_PLAINTEXTS),
+            slots: Vec::new(),
             copies: Vec::new(),
             held: Default::default(),
-        })
+        }
     }
 
     /// The tag of a plaintext.
     pub fn tag(&mut self, plaintext: &[u8]) -> Tag {
-        let hash = self.hash(plaintext);
-        self.by_plaintext.find(hash).unwrap_or_else(|| {
-            let tag = self.key.tag(plaintext);
-            self.by_plaintext.insert(hash, tag);
-            tag
-        })
-    }
-
-    /// The tag of a plaintext, if it is remembered: cheaper than comparing with
-    /// another value that is still closed.
-    pub fn recall_plaintext(&mut self, plaintext: &[u8]) -> Option<Tag> {
-        let hash = self.hash(plaintext);
-        self.by_plaintext.find(hash)
+        self.key.tag(plaintext)
     }
 
     /// The tag of a stored value, if it is remembered.
-    ///
-    /// # Errors
-    /// [`Unknown`], with which it can be remembered.
-    pub fn recall(&mut self, stored: &[u8]) -> Result<Tag, Unknown> {
-        let (slot, check) = slot(stored);
-        if let Some(copy) = self.copies.get_mut(slot)
-            && copy.check == check
-            && !copy.stored.is_empty()
-            && *copy.stored == *stored
-        {
-            copy.uses = MOST_USES.min(copy.uses + 1);
-            return Ok(copy.tag);
+    pub fn recall(&mut self, stored: &[u8]) -> Option<Tag> {
+        let (number, check) = place(stored);
+        let slot = self.slots.get_mut(number)?;
+        if slot.check != check {
+            return None;
         }
-        let hash = self.hash(stored);
-        let tag = self.by_stored.find(hash).ok_or(Unknown(hash))?;
-        self.copy(slot, check, stored, tag);
-        Ok(tag)
+        let copy = &self.copies[number];
+        if copy.stored.is_empty() || *copy.stored != *stored {
+            return None;
+        }
+        slot.uses.found();
+        Some(copy.tag)
     }
 
-    fn copy(&mut self, slot: usize, check: [u8; 8], stored: &[u8], tag: Tag) {
+    /// Remembers the tag of a stored value that was opened, unless another one is
+    /// in its place that is used more.
+    pub fn remember(&mut self, stored: &[u8], tag: Tag) {
         if stored.is_empty() || stored.len() > LONGEST_COPY {
             return;
         }
         if self.copies.is_empty() {
             let free = Copy {
-                check: [0; 8],
-                uses: 0,
                 tag: Tag::ZERO,
                 stored: Vec::new(),
             };
             self.copies = vec![free; COPIES];
+            self.slots = vec![Slot::default(); COPIES];
         }
-        let copy = &mut self.copies[slot];
-        if copy.uses > 0 {
-            copy.uses -= 1;
+        let (number, check) = place(stored);
+        let slot = &mut self.slots[number];
+        if !slot.uses.give_way() {
             return;
         }
-        copy.check = check;
+        slot.check = check;
+        let copy = &mut self.copies[number];
         copy.tag = tag;
         copy.stored.clear();
+        copy.stored.reserve_exact(stored.len());
         copy.stored.extend_from_slice(stored);
-    }
-
-    /// Remembers the tag of a stored value that was opened.
-    pub fn remember(&mut self, unknown: Unknown, tag: Tag) {
-        self.by_stored.insert(unknown.0, tag);
     }
 
     /// The tag of a value, if it is the one that is held on this side.
@@ -173,114 +133,52 @@ impl TagMemory {
             tag
         });
     }
-
-    fn hash(&self, bytes: &[u8]) -> [u64; 2] {
-        let mut hasher = self.hasher;
-        hasher.write(bytes);
-        let hash = hasher.finish128();
-        [hash.h1, hash.h2]
-    }
 }
 
-/// A stored value ends in an authentication tag, which is as good as a hash: its
-/// last 8 bytes choose the slot, those before them are the check.
-fn slot(stored: &[u8]) -> (usize, [u8; 8]) {
-    let (rest, last) = stored.split_last_chunk().unwrap_or((&[], &[0; 8]));
-    let check = rest.last_chunk().copied().unwrap_or_default();
-    (u64::from_le_bytes(*last) as usize % COPIES, check)
-}
-
-/// A direct-mapped table from hashes to tags that grows up to a bound. What is
-/// found often stays: each collision only takes one of its uses away.
-struct Table {
-    entries: Vec<Entry>,
-    inserted: usize,
-    most: usize,
-}
-
-#[derive(Clone, Copy)]
-struct Entry {
-    /// Zero if the entry is free. In halves, which need no alignment to 16.
-    hash: [u64; 2],
-    tag: Tag,
-    uses: u8,
-}
-
-impl Table {
-    const FEWEST: usize = 256;
-    const FREE: Entry = Entry {
-        hash: [0; 2],
-        tag: Tag::ZERO,
-        uses: 0,
+/// Where a value is put, and what tells it from most others there: bytes that
+/// differ from value to value in every suite, nonce or ciphertext, and are near
+/// the start, which the reader has just looked at.
+fn place(stored: &[u8]) -> (usize, [u8; 7]) {
+    let (number, check) = match stored
+        .get(21..36)
+        .and_then(|bytes| bytes.split_first_chunk())
+    {
+        Some((number, check)) => (*number, check.try_into().unwrap_or_default()),
+        None => Default::default(),
     };
-    fn new(most: usize) -> Self {
-        Self {
-            entries: vec![Self::FREE; Self::FEWEST],
-            inserted: 0,
-            most,
-        }
+    (u64::from_be_bytes(number) as usize % COPIES, check)
+}
+
+/// How often something was found lately. What is found often stays: each collision
+/// only takes one of its uses away.
+#[derive(Clone, Copy, Default)]
+struct Uses(u8);
+
+impl Uses {
+    /// After as many collisions without a find the most used entry goes.
+    const MOST: u8 = 8;
+
+    fn found(&mut self) {
+        self.0 = Self::MOST.min(self.0 + 1);
     }
 
-    fn find(&mut self, hash: [u64; 2]) -> Option<Tag> {
-        let entry = self.entry(hash);
-        if entry.hash != hash {
-            return None;
-        }
-        entry.uses = MOST_USES.min(entry.uses + 1);
-        Some(entry.tag)
-    }
-
-    fn insert(&mut self, hash: [u64; 2], tag: Tag) {
-        self.inserted += 1;
-        if self.inserted > self.entries.len() && self.entries.len() < self.most {
-            let larger = vec![Self::FREE; self.most.min(self.entries.len() * 4)];
-            let smaller = core::mem::replace(&mut self.entries, larger);
-            for entry in smaller {
-                *self.entry(entry.hash) = entry;
-            }
-        }
-        let entry = self.entry(hash);
-        if entry.uses > 0 {
-            entry.uses -= 1;
-        } else {
-            *entry = Entry { hash, tag, uses: 0 };
-        }
-    }
-
-    fn entry(&mut self, hash: [u64; 2]) -> &mut Entry {
-        let slot = hash[0] as usize % self.entries.len();
-        &mut self.entries[slot]
+    /// Whether another one takes the place.
+    fn give_way(&mut self) -> bool {
+        let unused = self.0 == 0;
+        self.0 = self.0.saturating_sub(1);
+        unused
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blind_index::TagFunction;
     use crate::secret::SecretKey;
 
-    fn key() -> IndexKey {
-        IndexKey::new(&SecretKey::take(&mut [7; 32]))
-    }
-
     fn memory() -> TagMemory {
-        TagMemory::new(key()).expect("random bytes")
-    }
-
-    #[test]
-    fn a_remembered_tag_is_the_tag() {
-        let mut memory = memory();
-        // More than there is room for, each twice.
-        for _ in 0..2 {
-            for i in 0..2 * MOST_PLAINTEXTS as u64 {
-                let plaintext = i.to_be_bytes();
-                assert_eq!(memory.tag(&plaintext), key().tag(&plaintext));
-                if let Some(tag) = memory.recall_plaintext(&plaintext) {
-                    assert_eq!(tag, key().tag(&plaintext));
-                }
-            }
-        }
-        assert_eq!(memory.tag(b""), key().tag(b""));
-        assert_eq!(memory.recall_plaintext(b"new"), None);
+        let key = SecretKey::take(&mut [7; 32]);
+        TagMemory::new(IndexKey::new(&key, TagFunction::default()))
     }
 
     #[test]
@@ -288,58 +186,76 @@ mod tests {
         let mut memory = memory();
         let tag = memory.tag(b"x");
         let stored = [9; 100];
-        let unknown = memory.recall(&stored).expect_err("an empty memory");
-        memory.remember(unknown, tag);
+        assert_eq!(memory.recall(&stored), None, "an empty memory");
+        memory.remember(&stored, tag);
         memory.hold(1, false, &stored, tag);
-        // From the table, and then from the copy.
-        for _ in 0..2 {
-            assert_eq!(memory.recall(&stored).ok(), Some(tag));
-        }
+        assert_eq!(memory.recall(&stored), Some(tag));
         assert_eq!(memory.held(1, false, &stored), Some(tag));
         assert_eq!(memory.held(0, false, &stored), None);
         assert_eq!(memory.held(1, true, &stored), None, "stored is not plain");
         for byte in 0..stored.len() {
             let mut changed = stored;
             changed[byte] ^= 1;
-            assert!(memory.recall(&changed).is_err());
+            assert_eq!(memory.recall(&changed), None);
             assert_eq!(memory.held(1, false, &changed), None);
         }
-        assert!(memory.recall(&stored[1..]).is_err());
-        assert!(memory.recall(b"").is_err());
-        // Another value in the slot of the copy takes its place, and back.
-        let mut other = stored;
-        other[0] ^= 1;
-        let other_tag = memory.tag(b"y");
-        let unknown = memory.recall(&other).expect_err("another value");
-        memory.remember(unknown, other_tag);
-        for _ in 0..2 {
-            assert_eq!(memory.recall(&other).ok(), Some(other_tag));
-            assert_eq!(memory.recall(&stored).ok(), Some(tag));
+        assert_eq!(memory.recall(&stored[1..]), None);
+        assert_eq!(memory.recall(b""), None);
+    }
+
+    #[test]
+    fn values_too_long_or_empty_are_neither_remembered_nor_held() {
+        let mut memory = memory();
+        let tag = memory.tag(b"x");
+        for value in [vec![], vec![1; LONGEST_COPY + 1]] {
+            memory.remember(&value, tag);
+            assert_eq!(memory.recall(&value), None);
         }
         assert_eq!(memory.held(1, false, b""), None);
         memory.hold(1, false, &[1; LONGEST_HELD + 1], tag);
         assert_eq!(memory.held(1, false, &[1; LONGEST_HELD + 1]), None);
-        assert_eq!(
-            memory.held(1, false, b""),
-            None,
-            "what is not held is not empty"
+        assert_eq!(memory.held(1, false, b""), None);
+    }
+
+    #[test]
+    fn the_memory_is_bounded_and_keeps_what_is_used() {
+        let mut memory = memory();
+        let (often, others) = ([7; 45], memory.tag(b"others"));
+        let tag = memory.tag(b"often");
+        memory.remember(&often, tag);
+        let value = |i: u64| {
+            let mut value = [0; 45];
+            value[21..29].copy_from_slice(&i.to_be_bytes());
+            value
+        };
+        let count = 8 * COPIES as u64;
+        for i in 0..count {
+            assert_eq!(memory.recall(&often), Some(tag));
+            memory.remember(&value(i), others);
+        }
+        assert_eq!(memory.copies.len(), COPIES);
+        let recalled = (0..count).filter(|i| memory.recall(&value(*i)).is_some());
+        assert!(
+            recalled.count() > COPIES / 2,
+            "others are remembered as well"
         );
     }
 
     #[test]
-    fn the_table_is_bounded_and_keeps_what_is_used() {
+    fn another_value_in_its_place_takes_it_once_it_is_not_used() {
         let mut memory = memory();
-        let tag = memory.tag(b"often");
-        let often = memory.recall(b"often").expect_err("an empty memory");
-        memory.remember(often, tag);
-        let mut kept = 0;
-        for i in 0..4 * MOST_STORED as u64 {
-            kept += usize::from(memory.recall(b"often").is_ok());
-            if let Err(unknown) = memory.recall(&i.to_be_bytes()) {
-                memory.remember(unknown, tag);
-            }
+        let (old, new) = (memory.tag(b"old"), memory.tag(b"new"));
+        let stored = [9; 100];
+        let mut other = stored;
+        other[0] ^= 1;
+        memory.remember(&stored, old);
+        assert_eq!(memory.recall(&stored), Some(old));
+        memory.remember(&other, new);
+        assert_eq!(memory.recall(&stored), Some(old), "it was used");
+        for _ in 0..=Uses::MOST {
+            memory.remember(&other, new);
         }
-        assert_eq!(kept, 4 * MOST_STORED, "each time");
-        assert_eq!(memory.by_stored.entries.len(), MOST_STORED);
+        assert_eq!(memory.recall(&other), Some(new));
+        assert_eq!(memory.recall(&stored), None);
     }
 }

@@ -27,7 +27,8 @@ pub struct KeyIdentity<'a> {
     pub kind: &'a str,
     /// Name that it was made with; empty for an index key.
     pub name: &'a str,
-    /// The suite that values are sealed with under it; empty for an index key.
+    /// The suite that values are sealed with under it; of an index key the
+    /// function that makes its tags.
     pub suite: &'a str,
 }
 

@@ -2,16 +2,16 @@
 
 use pgrx::prelude::*;
 
-use super::{EncryptedText, EncryptedTextBuf, Text, TextBuf, typmod};
+use super::{EncryptedText, EncryptedTextBuf, Text, TextBuf};
 use crate::error::{Error, Wire};
-use crate::sealing;
 use crate::types::datum::per_value_function;
+use crate::{access, sealing};
 
-// Decrypts: to text, and so to varchar and bpchar.
+// What the session gets to see: to text, and so to varchar and bpchar.
 per_value_function!("encrypted_text_to_text", |call| {
     // SAFETY: declared as (encrypted_text), strict.
     let value: EncryptedText<'_> = unsafe { call.varlena(0) };
-    let text: TextBuf = Error::unwrap_or_raise(sealing::open(&value));
+    let text: TextBuf = Error::unwrap_or_raise(access::show(&value));
     text.into_raw()
 });
 
@@ -56,7 +56,5 @@ fn encrypted_text_from_inet(call: pg_sys::FunctionCallInfo) -> EncryptedTextBuf 
 }
 
 fn take_in(text: &[u8], modifier: i32) -> EncryptedTextBuf {
-    Error::unwrap_or_raise(
-        typmod::check(modifier).and_then(|()| sealing::take_in(text, Wire::Text)),
-    )
+    Error::unwrap_or_raise(sealing::take_in(text, modifier, Wire::Text))
 }

@@ -6,24 +6,50 @@ use pgrx::prelude::*;
 
 use super::{EncryptedText, EncryptedTextBuf, Text, TextBuf};
 use crate::error::{Error, Wire};
+use crate::sealing::{NO_MODIFIER, Sealer};
 use crate::types::datum::Output;
-use crate::{keyring, sealing};
+use crate::{access, keyring, sealing};
 
 #[pg_extern(sql = false)]
 fn encrypted_text_encrypt(text: Text<'_>) -> Result<EncryptedTextBuf, ErrorReport> {
-    Ok(sealing::take_in(&text, Wire::Text)?)
+    Ok(sealing::take_in(&text, NO_MODIFIER, Wire::Text)?)
 }
 
-/// NULL when the value cannot be read, whatever the reason.
+/// Encrypts under the managed key of this name.
 #[pg_extern(sql = false)]
-fn encrypted_text_try_decrypt(value: EncryptedText<'_>) -> Option<TextBuf> {
-    sealing::open(&value).ok()
+fn encrypted_text_encrypt_under(
+    text: Text<'_>,
+    key: &core::ffi::CStr,
+) -> Result<EncryptedTextBuf, ErrorReport> {
+    if is_reserved(&text) {
+        return Err(Error::ReservedPrefix(Wire::Text).into());
+    }
+    let sealer = Sealer::named(&key.to_string_lossy())?;
+    Ok(sealer.seal(&text)?)
+}
+
+#[pg_extern(sql = false)]
+fn encrypted_text_decrypt(value: EncryptedText<'_>) -> Result<TextBuf, ErrorReport> {
+    access::check_decrypt()?;
+    Ok(sealing::open(&value)?)
+}
+
+/// NULL when the value cannot be read, unless that is for want of a right.
+#[pg_extern(sql = false)]
+fn encrypted_text_try_decrypt(value: EncryptedText<'_>) -> Result<Option<TextBuf>, ErrorReport> {
+    access::check_decrypt()?;
+    match sealing::open(&value).map_err(|error| *error) {
+        Ok(text) => Ok(Some(text)),
+        Err(error @ Error::KeyNotGranted { .. }) => Err(error.into()),
+        Err(_) => Ok(None),
+    }
 }
 
 /// The stored bytes in text form. Needs no key.
 #[pg_extern(sql = false)]
-fn encrypted_text_ciphertext(value: EncryptedText<'_>) -> TextBuf {
-    TextBuf::copy_of(encode_text(&value).as_bytes())
+fn encrypted_text_ciphertext(value: EncryptedText<'_>) -> Result<TextBuf, ErrorReport> {
+    access::check_ciphertext(&value)?;
+    Ok(TextBuf::copy_of(encode_text(&value).as_bytes()))
 }
 
 #[pg_extern(sql = false)]
@@ -34,6 +60,7 @@ fn encrypted_text_from_ciphertext(text: Text<'_>) -> Result<EncryptedTextBuf, Er
 /// The Fernet token inside a value of that suite. Needs no key.
 #[pg_extern(sql = false)]
 fn encrypted_text_fernet_token(value: EncryptedText<'_>) -> Result<TextBuf, ErrorReport> {
+    access::check_ciphertext(&value)?;
     let stored = Stored::parse(&value).map_err(Error::from)?;
     let token = colcrypt_core::fernet_token(&stored).ok_or(Error::NotFernet)?;
     Ok(TextBuf::copy_of(token.as_bytes()))

@@ -3,24 +3,23 @@
 
 use pgrx::prelude::*;
 
-use super::{ByteaBuf, EncryptedText, EncryptedTextBuf, TextBuf, typmod};
+use super::{ByteaBuf, EncryptedText, EncryptedTextBuf, TextBuf};
 use crate::error::{Error, Wire};
-use crate::sealing;
 use crate::types::datum::{CStringBuf, Output, per_value_function};
+use crate::{access, sealing};
 
 per_value_function!("encrypted_text_in", |call| {
     // SAFETY: declared as (cstring, oid, integer), strict.
     let (text, modifier) = unsafe { (call.cstring(0), call.int4(2)) };
-    let sealed: EncryptedTextBuf = Error::unwrap_or_raise(
-        typmod::check(modifier).and_then(|()| sealing::take_in(text.to_bytes(), Wire::Text)),
-    );
+    let sealed: EncryptedTextBuf =
+        Error::unwrap_or_raise(sealing::take_in(text.to_bytes(), modifier, Wire::Text));
     sealed.into_raw()
 });
 
 per_value_function!("encrypted_text_out", |call| {
     // SAFETY: declared as (encrypted_text), strict.
     let value: EncryptedText<'_> = unsafe { call.varlena(0) };
-    let text: CStringBuf = Error::unwrap_or_raise(sealing::open(&value));
+    let text: CStringBuf = Error::unwrap_or_raise(access::show(&value));
     text.into_raw()
 });
 
@@ -41,14 +40,12 @@ fn encrypted_text_recv(
         let text = pg_sys::pq_getmsgtext(message, rest, &raw mut len);
         core::slice::from_raw_parts(text.cast::<u8>(), usize::try_from(len).unwrap_or(0))
     };
-    Error::unwrap_or_raise(
-        typmod::check(modifier).and_then(|()| sealing::take_in(text, Wire::Binary)),
-    )
+    Error::unwrap_or_raise(sealing::take_in(text, modifier, Wire::Binary))
 }
 
 #[pg_extern(sql = false)]
 fn encrypted_text_send(value: EncryptedText<'_>) -> ByteaBuf {
-    let mut text: TextBuf = Error::unwrap_or_raise(sealing::open(&value));
+    let mut text: TextBuf = Error::unwrap_or_raise(access::show(&value));
     let text = text.bytes_mut();
     let len = i32::try_from(text.len()).expect("a value is below 1 GB");
     // SAFETY: the buffer is initialized by pq_begintypsend(); the text is valid

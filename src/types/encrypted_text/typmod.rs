@@ -1,9 +1,6 @@
 //! The type modifier, `encrypted_text(name)`: the column's values belong under
 //! the managed key of that name. A modifier is a number, so it is a 31-bit hash
 //! of the name; then DDL restores before the table of keys does.
-//!
-//! Managed keys do not exist yet, so every name is unknown: a column with a
-//! modifier can be made, and refuses values.
 
 use core::ffi::CStr;
 
@@ -13,24 +10,9 @@ use pgrx::prelude::*;
 
 use super::{EncryptedText, EncryptedTextBuf};
 use crate::error::Error;
+use crate::sealing::NO_MODIFIER;
 use crate::types::datum::{CStringBuf, Output};
-
-/// What PostgreSQL passes where there is no modifier.
-const NONE: i32 = -1;
-
-/// Whether a value may be made under this modifier.
-///
-/// # Errors
-/// [`Error::UnknownKeyName`].
-pub(super) fn check(modifier: i32) -> Result<(), Error> {
-    if modifier == NONE {
-        Ok(())
-    } else {
-        Err(Error::UnknownKeyName {
-            name: show_modifier(modifier),
-        })
-    }
-}
+use crate::{encoding, managed_keys, sealing};
 
 #[pg_extern(sql = false)]
 fn encrypted_text_typmod_in(modifiers: Array<'_, &CStr>) -> Result<i32, ErrorReport> {
@@ -48,13 +30,18 @@ fn encrypted_text_typmod_in(modifiers: Array<'_, &CStr>) -> Result<i32, ErrorRep
     Ok(modifier_from_name(name))
 }
 
-/// A quoted string inside the parentheses, as DDL would take it again.
+/// The name of the key, as DDL would take it again; or the hash, if there is no
+/// such key.
 #[pg_extern(sql = false)]
 fn encrypted_text_typmod_out(modifier: i32) -> CStringBuf {
-    let shown = if modifier == NONE {
+    let shown = if modifier == NO_MODIFIER {
         String::new()
     } else {
-        format!("('{}')", show_modifier(modifier))
+        // Printing a type must not fail, whatever is wrong with the table of keys.
+        match managed_keys::name_of_modifier(modifier) {
+            Ok(Some(name)) => format!("({})", encoding::quoted_identifier(&name)),
+            _ => format!("('{}')", show_modifier(modifier)),
+        }
     };
     let mut out = CStringBuf::zeroed(shown.len());
     out.bytes_mut().copy_from_slice(shown.as_bytes());
@@ -68,6 +55,5 @@ fn encrypted_text_coerce(
     modifier: i32,
     _explicit: bool,
 ) -> Result<EncryptedTextBuf, ErrorReport> {
-    check(modifier)?;
-    Ok(EncryptedTextBuf::copy_of(&value))
+    Ok(sealing::fit(&value, modifier)?)
 }

@@ -1,0 +1,230 @@
+//! Who sees what: `colcrypt.access`, the grants of keys, and what leaves the
+//! server by itself as ciphertext, dumps and replication streams.
+
+use core::ffi::CStr;
+
+use colcrypt_core::{KeyId, Stored, encode_text};
+use pgrx::prelude::*;
+
+use crate::error::Error;
+use crate::gucs::{self, Access};
+use crate::types::datum::Output;
+use crate::{keyring, managed_keys, sealing};
+
+/// What this session gets to see of a stored value as a value of the type: in
+/// output, and where it is cast to text. Plaintext, the mask, or ciphertext.
+///
+/// # Errors
+/// As [`sealing::open`]; [`Error::DumpOfMasks`].
+pub(crate) fn show<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
+    if gucs::access() == Access::Full && !may_export() {
+        return open_or_instead(stored);
+    }
+    show_as_set(stored)
+}
+
+#[cold]
+fn show_as_set<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
+    let access = gucs::access();
+    if let Some(export) = export()
+        && !gucs::dump_plaintext()
+    {
+        if export == Export::Dump && access == Access::Masked {
+            return Err(Error::DumpOfMasks.into());
+        }
+        return Ok(sealing::copied(encode_text(stored).as_bytes()));
+    }
+    match access {
+        Access::Full => open_or_instead(stored),
+        Access::Masked => Ok(masked()),
+        Access::Ciphertext => match check_key(stored) {
+            Ok(()) => Ok(sealing::copied(encode_text(stored).as_bytes())),
+            Err(Error::KeyNotGranted { .. }) => Ok(masked()),
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
+fn open_or_instead<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
+    sealing::open(stored).or_else(|error| instead(stored, error))
+}
+
+/// What is shown of a value that could not be opened.
+#[cold]
+fn instead<B: Output>(stored: &[u8], error: Box<Error>) -> Result<B, Box<Error>> {
+    match *error {
+        Error::KeyNotGranted { .. } => Ok(masked()),
+        Error::UnknownKey { .. }
+        | Error::UnknownWrappingKey { .. }
+        | Error::DestroyedKey { .. }
+        | Error::Damaged { .. }
+        | Error::DamagedKey { .. }
+        | Error::Malformed
+        | Error::NotText { .. }
+            if gucs::shows_placeholders() =>
+        {
+            let placeholder = match Stored::parse(stored) {
+                Ok(stored) => format!("<undecryptable: key {}>", stored.key_id()),
+                Err(_) => "<undecryptable>".to_owned(),
+            };
+            Ok(sealing::copied(placeholder.as_bytes()))
+        }
+        _ => Err(error),
+    }
+}
+
+fn masked<B: Output>() -> B {
+    sealing::copied(gucs::mask().as_bytes())
+}
+
+/// Whether `value` is what this session would be shown as mask.
+pub(crate) fn is_mask(value: &[u8]) -> bool {
+    value == gucs::mask().as_bytes()
+}
+
+/// Whether plaintext may be asked for by name.
+///
+/// # Errors
+/// [`Error::Access`].
+pub(crate) fn check_decrypt() -> Result<(), Error> {
+    match gucs::access() {
+        Access::Full => Ok(()),
+        access => Err(Error::Access {
+            what: "decrypt",
+            access: access.name(),
+        }),
+    }
+}
+
+/// Whether the ciphertext of a value may be asked for by name.
+///
+/// # Errors
+/// [`Error::Access`], [`Error::KeyNotGranted`].
+pub(crate) fn check_ciphertext(stored: &[u8]) -> Result<(), Error> {
+    match gucs::access() {
+        Access::Masked => Err(Error::Access {
+            what: "see ciphertext",
+            access: Access::Masked.name(),
+        }),
+        Access::Full | Access::Ciphertext => check_key(stored),
+    }
+}
+
+/// Whether the current user may use the key of a value.
+///
+/// # Errors
+/// [`Error::KeyNotGranted`].
+pub(crate) fn check_key(stored: &[u8]) -> Result<(), Error> {
+    match Stored::parse(stored) {
+        Ok(stored) => check_key_id(stored.key_id()),
+        Err(_) => Ok(()),
+    }
+}
+
+fn check_key_id(id: KeyId) -> Result<(), Error> {
+    if keyring::with_current(|ring| ring.get(id).is_some()) {
+        return Ok(());
+    }
+    match managed_keys::by_id(id)? {
+        Some(key) => key.check_granted(),
+        None => Ok(()),
+    }
+}
+
+/// Whether this session compares whatever it likes.
+///
+/// # Errors
+/// [`Error::KeyTable`].
+#[inline]
+pub(crate) fn compares_all() -> Result<bool, Error> {
+    Ok(gucs::access() == Access::Full && !managed_keys::any_grants()?)
+}
+
+/// As [`compares_all`], where nothing can be read.
+#[inline]
+pub(crate) fn compares_everything() -> bool {
+    compares_all().unwrap_or(false)
+}
+
+/// Whether a query of this session may compare encrypted values at all.
+///
+/// # Errors
+/// [`Error::Access`].
+pub(crate) fn check_compare() -> Result<(), Error> {
+    match gucs::access() {
+        Access::Full => Ok(()),
+        access => Err(Error::Access {
+            what: "compare encrypted values",
+            access: access.name(),
+        }),
+    }
+}
+
+/// Whether a query of this session may compare this value.
+///
+/// # Errors
+/// [`Error::Access`], [`Error::CompareNotGranted`].
+pub(crate) fn check_compare_value(stored: &[u8]) -> Result<(), Error> {
+    check_compare()?;
+    match check_key(stored) {
+        Err(Error::KeyNotGranted { key }) => Err(Error::CompareNotGranted { key }),
+        checked => checked,
+    }
+}
+
+/// What leaves the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Export {
+    /// pg_dump.
+    Dump,
+    /// A walsender, or logical decoding elsewhere.
+    Replication,
+}
+
+/// Whether it is worth asking for [`export`]. Looked at for every value.
+#[inline]
+fn may_export() -> bool {
+    // SAFETY: read variables of this backend; the name of the application is null
+    // or NUL-terminated.
+    unsafe {
+        let name = pg_sys::application_name;
+        pg_sys::am_walsender
+            || !pg_sys::MyReplicationSlot.is_null()
+            || (!name.is_null()
+                && *name == b'p' as core::ffi::c_char
+                && *name.add(1) == b'g' as core::ffi::c_char)
+    }
+}
+
+fn export() -> Option<Export> {
+    // SAFETY: as in `may_export`.
+    unsafe {
+        if pg_sys::am_walsender
+            || (!pg_sys::MyReplicationSlot.is_null() && pg_sys::HistoricSnapshotActive())
+        {
+            Some(Export::Replication)
+        } else {
+            (application() == Some(c"pg_dump")).then_some(Export::Dump)
+        }
+    }
+}
+
+/// Whether ciphertext in text form is taken for what it is, without being asked
+/// to: what a dump or a publisher sends.
+#[cold]
+pub(crate) fn takes_ciphertext() -> bool {
+    // SAFETY: read the state of this backend.
+    unsafe {
+        pg_sys::IsLogicalWorker()
+            || (application() == Some(c"pg_restore")
+                && (pg_sys::superuser() || pg_sys::superuser_arg(pg_sys::GetSessionUserId())))
+    }
+}
+
+fn application<'a>() -> Option<&'a CStr> {
+    // SAFETY: null or NUL-terminated; only this backend changes it.
+    unsafe {
+        let name = pg_sys::application_name;
+        (!name.is_null()).then(|| CStr::from_ptr(name))
+    }
+}

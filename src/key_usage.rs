@@ -1,0 +1,121 @@
+//! `colcrypt.key_usage()`: which keys the values of a column are under.
+
+use core::ffi::CStr;
+
+use colcrypt_core::{KeyId, Suite};
+use pgrx::iter::TableIterator;
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+use crate::error::Error;
+use crate::rotation::target;
+use crate::sealing::Sealer;
+use crate::search;
+
+/// Values of a column under one key, in one suite.
+struct Usage {
+    key_id: String,
+    suite: String,
+    rows: i64,
+    bytes: i64,
+}
+
+/// With the rights of the caller, who must be allowed to read the column and all
+/// rows of the table.
+#[expect(clippy::type_complexity, reason = "pgrx reads the columns from the type")]
+#[pg_extern(sql = false)]
+fn colcrypt_key_usage(
+    relation: pg_sys::Oid,
+    column_name: &CStr,
+) -> Result<
+    TableIterator<
+        'static,
+        (
+            name!(key_id, String),
+            name!(suite, String),
+            name!(rows, i64),
+            name!(bytes, i64),
+            name!(stale, bool),
+        ),
+    >,
+    ErrorReport,
+> {
+    // SAFETY: locking an OID that is no relation does no harm.
+    unsafe { pg_sys::LockRelationOid(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE) };
+    let name = target::relation_name(relation).ok_or(Error::NoRelation(relation.to_u32()))?;
+    let readable = [
+        pg_sys::RELKIND_RELATION,
+        pg_sys::RELKIND_PARTITIONED_TABLE,
+        pg_sys::RELKIND_MATVIEW,
+    ];
+    if !readable.contains(&target::relation_kind(relation)) {
+        return Err(Error::NotTable {
+            relation: name,
+            kind: "a relation without rows of its own",
+            hint: "",
+        }
+        .into());
+    }
+    let attribute = target::find_column(relation, column_name, &name)?;
+    let encrypted_text =
+        search::encrypted_text().ok_or(Error::KeyTable("its extension is not there"))?;
+    target::check_type(relation, attribute, column_name, &name, encrypted_text)?;
+    // SAFETY: the relation exists.
+    let hidden = unsafe { pg_sys::check_enable_rls(relation, pg_sys::InvalidOid, true) };
+    if hidden == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32 {
+        return Err(Error::HiddenRows { relation: name }.into());
+    }
+    let modifier = target::find_modifier(relation, attribute);
+    let usage = read(relation, column_name)?;
+    Ok(TableIterator::new(usage.into_iter().map(move |usage| {
+        let stale = is_stale(&usage, modifier);
+        (usage.key_id, usage.suite, usage.rows, usage.bytes, stale)
+    })))
+}
+
+fn read(relation: pg_sys::Oid, column: &CStr) -> Result<Vec<Usage>, Error> {
+    // SAFETY: the relation is locked; both give palloc'd strings.
+    let (relation, column) = unsafe {
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
+        let relation = pg_sys::quote_qualified_identifier(schema, pg_sys::get_rel_name(relation));
+        (
+            CStr::from_ptr(relation).to_string_lossy().into_owned(),
+            CStr::from_ptr(pg_sys::quote_identifier(column.as_ptr()))
+                .to_string_lossy()
+                .into_owned(),
+        )
+    };
+    let query = format!(
+        "SELECT (i).key_id, (i).suite, pg_catalog.count(*), pg_catalog.sum((i).stored_bytes)
+         FROM (SELECT colcrypt.inspect({column}) AS i FROM {relation}
+               WHERE {column} IS NOT NULL OFFSET 0) AS s
+         GROUP BY 1, 2 ORDER BY 1, 2"
+    );
+    Spi::connect(|client| {
+        let mut usage = Vec::new();
+        for row in client.select(&query, None, &[])? {
+            usage.push(Usage {
+                key_id: row.get(1)?.unwrap_or_default(),
+                suite: row.get(2)?.unwrap_or_default(),
+                rows: row.get(3)?.unwrap_or_default(),
+                bytes: row.get(4)?.unwrap_or_default(),
+            });
+        }
+        Ok(usage)
+    })
+    .map_err(|_: pgrx::spi::Error| Error::KeyTable("the values could not be counted"))
+}
+
+/// Whether a rotation would move the values; also if it cannot be told, because
+/// their key is gone.
+fn is_stale(usage: &Usage, modifier: i32) -> bool {
+    let id = u32::from_str_radix(&usage.key_id, 16).map(|id| KeyId(id.to_be_bytes()));
+    let suite = Suite::ALL
+        .into_iter()
+        .find(|suite| suite.name() == usage.suite);
+    let (Ok(id), Some(suite)) = (id, suite) else {
+        return true;
+    };
+    let fresh = Sealer::of_stored_value(id, modifier).and_then(|sealer| sealer.header());
+    fresh.map_or(true, |fresh| fresh != (suite, id))
+}

@@ -1,0 +1,392 @@
+//! The table `colcrypt.key` and the grants beside it, as this backend reads and
+//! writes them.
+//!
+//! What a backend knows of them is dropped through PostgreSQL's relation cache: a
+//! trigger on both sends an invalidation of `colcrypt.key` with every change,
+//! which reaches other backends with the commit and standbys with the WAL, and
+//! comes back when a transaction is rolled back.
+
+use core::cell::Cell;
+
+use colcrypt_core::{KeyId, KeyIdentity, SecretKey, unwrap_key};
+use pgrx::prelude::*;
+
+use crate::backend_local::BackendLocal;
+use crate::error::Error;
+use crate::types::datum::{Call, per_value_function};
+use crate::{compat, keyring};
+
+/// `kind` of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A key of the ring that has encrypted in this database; only its id is here.
+    Ring,
+    /// A key that values are sealed under.
+    Data,
+    /// The key of the blind indexes.
+    Index,
+}
+
+/// `state` of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Seals new values.
+    Active,
+    /// Opens values that it sealed.
+    Retired,
+    /// Its wrapped material is gone.
+    Destroyed,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Ring, Self::Data, Self::Index];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Ring => "ring",
+            Self::Data => "data",
+            Self::Index => "index",
+        }
+    }
+}
+
+impl State {
+    const ALL: [Self; 3] = [Self::Active, Self::Retired, Self::Destroyed];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Retired => "retired",
+            Self::Destroyed => "destroyed",
+        }
+    }
+}
+
+/// A row of `colcrypt.key`.
+pub(super) struct Row {
+    pub(super) id: KeyId,
+    /// Empty unless it is a data key.
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    /// Empty for a key of the ring.
+    pub(super) suite: String,
+    pub(super) state: State,
+    /// None for a key of the ring and a destroyed one.
+    pub(super) wrapped: Option<Wrapped>,
+    pub(super) created_at: TimestampWithTimeZone,
+}
+
+/// Wrapped key material.
+pub(super) struct Wrapped {
+    /// The key of the ring that it is wrapped under.
+    pub(super) by: KeyId,
+    pub(super) key: Vec<u8>,
+}
+
+impl Row {
+    pub(super) fn identity(&self) -> KeyIdentity<'_> {
+        KeyIdentity {
+            id: self.id,
+            kind: self.kind.name(),
+            name: &self.name,
+            suite: &self.suite,
+        }
+    }
+
+    /// # Errors
+    /// [`Error::DestroyedKey`], [`Error::UnknownWrappingKey`],
+    /// [`Error::DamagedKey`], [`Error::NoKeyRing`].
+    pub(super) fn unwrap(&self) -> Result<SecretKey, Error> {
+        let wrapped = self
+            .wrapped
+            .as_ref()
+            .ok_or(Error::DestroyedKey { key: self.id })?;
+        let ring = keyring::current();
+        let wrapping = ring.find(wrapped.by).map_err(|error| match error {
+            Error::UnknownKey { needed, .. } => Error::UnknownWrappingKey {
+                key: self.id,
+                wrapping: needed,
+            },
+            error => error,
+        })?;
+        unwrap_key(wrapping, &self.identity(), &wrapped.key).map_err(|_| Error::DamagedKey {
+            key: self.id,
+            wrapping: wrapping.id(),
+        })
+    }
+}
+
+/// What this backend knows of the table.
+struct Known {
+    /// Its OID, once looked up.
+    table: Cell<pg_sys::Oid>,
+    /// How often it has changed, as far as this backend was told.
+    changes: Cell<u64>,
+    /// Whether this backend asks to be told.
+    listens: Cell<bool>,
+}
+
+static KNOWN: BackendLocal<Known> = BackendLocal::new(Known {
+    table: Cell::new(pg_sys::InvalidOid),
+    changes: Cell::new(0),
+    listens: Cell::new(false),
+});
+
+/// Counts the changes of the tables that this backend was told of: what was read
+/// from them holds as long as the number does.
+#[inline]
+pub(crate) fn changes() -> u64 {
+    KNOWN.changes.get()
+}
+
+/// The rows of `colcrypt.key` as they are now, whatever the snapshot of the
+/// transaction.
+///
+/// # Errors
+/// [`Error::KeyTable`].
+pub(super) fn read_rows() -> Result<Vec<Row>, Error> {
+    // SAFETY: reads a variable of this backend.
+    if unsafe { pg_sys::HistoricSnapshotActive() } {
+        return Err(Error::KeyTable("logical decoding does not read it"));
+    }
+    let mut rows = Vec::new();
+    for_each_row::<8>(table()?, |columns| {
+        let kind = columns.text(2);
+        let kind = Kind::ALL
+            .into_iter()
+            .find(|known| Some(known.name()) == kind.as_deref());
+        let state = columns.text(4);
+        let state = State::ALL
+            .into_iter()
+            .find(|known| Some(known.name()) == state.as_deref());
+        if let (Some(id), Some(kind), Some(state)) = (columns.key_id(0), kind, state) {
+            let wrapped = columns.key_id(5).zip(columns.get::<Vec<u8>>(6));
+            rows.push(Row {
+                id,
+                name: columns.text(1).unwrap_or_default(),
+                kind,
+                suite: columns.text(3).unwrap_or_default(),
+                state,
+                wrapped: wrapped.map(|(by, key)| Wrapped { by, key }),
+                created_at: columns
+                    .get(7)
+                    .ok_or(Error::KeyTable("a key has no time of creation"))?,
+            });
+        }
+        Ok(())
+    })?;
+    Ok(rows)
+}
+
+/// The grants: names of keys, each with a role that may use it; the invalid OID
+/// keeps a key closed whose other roles are gone.
+///
+/// # Errors
+/// [`Error::KeyTable`].
+pub(super) fn read_grants() -> Result<Vec<(String, pg_sys::Oid)>, Error> {
+    let mut grants = Vec::new();
+    for_each_row::<2>(lookup(c"key_grant")?, |columns| {
+        let role = columns.get::<pg_sys::Oid>(1);
+        grants.extend(columns.text(0).zip(role));
+        Ok(())
+    })?;
+    Ok(grants)
+}
+
+/// The columns of one row.
+struct Columns<'a> {
+    values: &'a [pg_sys::Datum],
+    nulls: &'a [bool],
+}
+
+impl Columns<'_> {
+    fn get<T: FromDatum>(&self, number: usize) -> Option<T> {
+        // SAFETY: the tables are the extension's own, and their number of columns
+        // was checked; each column is asked for by its type.
+        unsafe { T::from_datum(self.values[number], self.nulls[number]) }
+    }
+
+    fn text(&self, number: usize) -> Option<String> {
+        self.get(number)
+    }
+
+    fn key_id(&self, number: usize) -> Option<KeyId> {
+        parse_id(&self.text(number)?)
+    }
+}
+
+/// Shows each row of a table with `N` columns to `work`, which copies what it
+/// needs.
+fn for_each_row<const N: usize>(
+    table: pg_sys::Oid,
+    mut work: impl FnMut(&Columns<'_>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    // SAFETY: the sequence is that of PostgreSQL's own reads of catalogs
+    // (genam.h).
+    unsafe {
+        let relation = pg_sys::table_open(table, lock);
+        let descriptor = (*relation).rd_att;
+        if (*descriptor).natts as usize != N {
+            pg_sys::table_close(relation, lock);
+            return Err(Error::KeyTable(
+                "it has other columns than this library knows",
+            ));
+        }
+        let scan = pg_sys::systable_beginscan(
+            relation,
+            pg_sys::InvalidOid,
+            false,
+            core::ptr::null_mut(),
+            0,
+            core::ptr::null_mut(),
+        );
+        let mut result = Ok(());
+        while result.is_ok() {
+            let tuple = pg_sys::systable_getnext(scan);
+            if tuple.is_null() {
+                break;
+            }
+            let mut values = [pg_sys::Datum::null(); N];
+            let mut nulls = [true; N];
+            pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
+            result = work(&Columns {
+                values: &values,
+                nulls: &nulls,
+            });
+        }
+        pg_sys::systable_endscan(scan);
+        pg_sys::table_close(relation, lock);
+        result
+    }
+}
+
+fn parse_id(text: &str) -> Option<KeyId> {
+    let id = u32::from_str_radix(text, 16).ok()?;
+    (text.len() == 8).then(|| KeyId(id.to_be_bytes()))
+}
+
+/// The OID of `colcrypt.key`. From here on this backend is told of its changes.
+///
+/// # Errors
+/// [`Error::KeyTable`].
+pub(super) fn table() -> Result<pg_sys::Oid, Error> {
+    if !KNOWN.listens.replace(true) {
+        // SAFETY: the callback stays registered as long as the backend lives, and
+        // the library is never unloaded.
+        unsafe { pg_sys::CacheRegisterRelcacheCallback(Some(on_change), pg_sys::Datum::null()) };
+    }
+    let known = KNOWN.table.get();
+    if known != pg_sys::InvalidOid {
+        return Ok(known);
+    }
+    let table = lookup(c"key")?;
+    KNOWN.table.set(table);
+    Ok(table)
+}
+
+fn lookup(name: &core::ffi::CStr) -> Result<pg_sys::Oid, Error> {
+    // SAFETY: catalog look-ups by name.
+    let table = unsafe {
+        match pg_sys::get_namespace_oid(c"colcrypt".as_ptr(), true) {
+            pg_sys::InvalidOid => pg_sys::InvalidOid,
+            schema => pg_sys::get_relname_relid(name.as_ptr(), schema),
+        }
+    };
+    if table == pg_sys::InvalidOid {
+        return Err(Error::KeyTable("it does not exist"));
+    }
+    Ok(table)
+}
+
+/// Called by PostgreSQL when a relation changed; with no relation, when all may
+/// have. Must not fail.
+unsafe extern "C-unwind" fn on_change(_: pg_sys::Datum, relation: pg_sys::Oid) {
+    // While its OID is not known every change may be one of the key table.
+    let table = KNOWN.table.get();
+    if [pg_sys::InvalidOid, relation].contains(&table) || relation == pg_sys::InvalidOid {
+        KNOWN.changes.set(KNOWN.changes.get() + 1);
+        // It may have been dropped with the extension and made again.
+        KNOWN.table.set(pg_sys::InvalidOid);
+        if table != pg_sys::InvalidOid {
+            // Constants in plans are sealed under what was active.
+            keyring::forget_plans();
+        }
+    }
+}
+
+const LOCK: pg_sys::LOCKMODE = pg_sys::ShareRowExclusiveLock as pg_sys::LOCKMODE;
+
+/// Waits until no other transaction writes the table, and keeps others from it
+/// until this one ends.
+///
+/// # Errors
+/// [`Error::KeyTable`].
+pub(super) fn lock() -> Result<pg_sys::Oid, Error> {
+    let table = table()?;
+    // SAFETY: the lock is held until the transaction ends.
+    unsafe { pg_sys::LockRelationOid(table, LOCK) };
+    Ok(table)
+}
+
+/// As [`lock`], unless it would have to wait.
+///
+/// # Errors
+/// [`Error::KeyTable`].
+pub(super) fn try_lock() -> Result<Option<pg_sys::Oid>, Error> {
+    let table = table()?;
+    // SAFETY: the lock is held until the transaction ends.
+    Ok(unsafe { pg_sys::ConditionalLockRelationOid(table, LOCK) }.then_some(table))
+}
+
+/// Why nothing can be written now.
+pub(super) fn cannot_write() -> Option<&'static str> {
+    // SAFETY: read the state of this backend.
+    unsafe {
+        if pg_sys::RecoveryInProgress() {
+            Some("A standby cannot make one.")
+        } else if pg_sys::HistoricSnapshotActive() {
+            Some("Logical decoding cannot make one.")
+        } else if pg_sys::IsInParallelMode() {
+            Some("A parallel operation cannot make one.")
+        } else if pg_sys::XactReadOnly {
+            Some("A read-only transaction cannot make one.")
+        } else {
+            None
+        }
+    }
+}
+
+/// Runs `work` with the rights of the table's owner: what the extension does in
+/// its own tables does not depend on the caller's.
+///
+/// # Errors
+/// [`Error::KeyTable`].
+pub(super) fn as_owner<T>(work: impl FnOnce() -> Result<T, pgrx::spi::Error>) -> Result<T, Error> {
+    let owner = compat::relation_owner(table()?);
+    // SAFETY: if an error is raised in between, the abort of the (sub)transaction
+    // puts the user back.
+    unsafe {
+        let (mut user, mut security) = (pg_sys::InvalidOid, 0);
+        pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut security);
+        pg_sys::SetUserIdAndSecContext(
+            owner,
+            security | (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_NOFORCE_RLS) as i32,
+        );
+        let result = work();
+        pg_sys::SetUserIdAndSecContext(user, security);
+        result.map_err(|_| Error::KeyTable("it could not be written"))
+    }
+}
+
+// The trigger on both tables.
+per_value_function!("colcrypt_key_changed", |call| {
+    let call: Call<'_> = call;
+    if call.trigger().is_some() {
+        let table = Error::unwrap_or_raise(table());
+        // SAFETY: the table exists.
+        unsafe { pg_sys::CacheInvalidateRelcacheByRelid(table) };
+    }
+    // What an AFTER trigger gives is not looked at.
+    pg_sys::Datum::null()
+});

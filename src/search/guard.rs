@@ -1,0 +1,322 @@
+//! Refuses queries that compare what the session may not compare: when they are
+//! planned, whatever they would find, and again when they run, for those that were
+//! planned for somebody else. The functions that compare refuse by themselves;
+//! this is for what they cannot see: a search in an index, and an order that an
+//! index gives without comparing.
+
+use core::cell::Cell;
+use core::ffi::c_void;
+
+use pgrx::prelude::*;
+
+use crate::backend_local::BackendLocal;
+use crate::error::Error;
+use crate::gucs::{self, Access};
+use crate::{access, compat, managed_keys};
+
+struct Next {
+    planner: Cell<pg_sys::planner_hook_type>,
+    run: Cell<pg_sys::ExecutorRun_hook_type>,
+}
+
+static NEXT: BackendLocal<Next> = BackendLocal::new(Next {
+    planner: Cell::new(None),
+    run: Cell::new(None),
+});
+
+/// Installs the hooks.
+pub(super) fn install() {
+    // SAFETY: hooks are set when a library is loaded, in the only thread.
+    unsafe {
+        NEXT.planner.set(pg_sys::planner_hook);
+        pg_sys::planner_hook = Some(plan);
+        NEXT.run.set(pg_sys::ExecutorRun_hook);
+        pg_sys::ExecutorRun_hook = Some(run);
+    }
+}
+
+/// Passes on unguarded: this frame has nothing that an error could leave behind.
+unsafe extern "C-unwind" fn plan(
+    query: *mut pg_sys::Query,
+    text: *const core::ffi::c_char,
+    options: i32,
+    parameters: pg_sys::ParamListInfo,
+) -> *mut pg_sys::PlannedStmt {
+    // SAFETY: as the planner is called.
+    unsafe {
+        if is_watched() {
+            check_query(query);
+        }
+        match NEXT.planner.get() {
+            Some(next) => next(query, text, options, parameters),
+            None => compat::standard_planner(query, text, options, parameters),
+        }
+    }
+}
+
+/// As `plan`.
+unsafe extern "C-unwind" fn run(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+    execute_once: bool,
+) {
+    // SAFETY: PostgreSQL passes a query that is started.
+    unsafe {
+        if is_watched() {
+            check_plan((*query).planstate);
+        }
+        match NEXT.run.get() {
+            Some(next) => next(query, direction, count, execute_once),
+            None => compat::standard_executor_run(query, direction, count, execute_once),
+        }
+    }
+}
+
+/// Whether there may be anything to refuse. Must not fail, so it reads no table.
+fn is_watched() -> bool {
+    gucs::access() != Access::Full || managed_keys::may_have_grants()
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_query(query: *mut pg_sys::Query) {
+    // SAFETY: a query is a node.
+    Error::unwrap_or_raise(unsafe { check(|search| search.visit(query.cast())) });
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_plan(plan: *mut pg_sys::PlanState) {
+    // SAFETY: the state of a plan that is started.
+    Error::unwrap_or_raise(unsafe {
+        check(|search| visit_plan(plan, core::ptr::from_mut(search).cast()))
+    });
+}
+
+/// What a query is searched for.
+struct Search {
+    encrypted_text: pg_sys::Oid,
+    /// Whether every comparison is refused, or only those of columns under a key
+    /// that the user may not use.
+    all: bool,
+}
+
+/// # Safety
+/// `find` walks a query or a plan.
+unsafe fn check(find: impl FnOnce(&mut Search) -> bool) -> Result<(), Error> {
+    let Some(encrypted_text) = encrypted_text() else {
+        return Ok(());
+    };
+    let mut search = Search {
+        encrypted_text,
+        all: access::check_compare().is_err(),
+    };
+    // If the tables cannot be read, the functions that compare say so.
+    if !search.all && !managed_keys::any_grants().unwrap_or(false) {
+        return Ok(());
+    }
+    if find(&mut search) {
+        access::check_compare()?;
+        return Err(Error::CompareColumnNotGranted);
+    }
+    Ok(())
+}
+
+impl Search {
+    /// Whether the node, or something in it, compares.
+    ///
+    /// # Safety
+    /// `node` is null or a node of an analyzed query or a plan's expression.
+    unsafe fn visit(&mut self, node: *mut pg_sys::Node) -> bool {
+        use pg_sys::NodeTag as Tag;
+        // SAFETY: the tag says what a node is; the walkers are PostgreSQL's.
+        unsafe {
+            if node.is_null() {
+                return false;
+            }
+            let compares = match (*node).type_ {
+                Tag::T_Query => {
+                    let query: *mut pg_sys::Query = node.cast();
+                    if self.sorts(&*query) {
+                        return true;
+                    }
+                    return compat::query_tree_walker(query, visit, self.context());
+                }
+                Tag::T_OpExpr | Tag::T_DistinctExpr | Tag::T_NullIfExpr => {
+                    let operator = &*node.cast::<pg_sys::OpExpr>();
+                    self.is_ours(operator.opno) && self.concerns_any(operator.args)
+                }
+                Tag::T_ScalarArrayOpExpr => {
+                    let operator = &*node.cast::<pg_sys::ScalarArrayOpExpr>();
+                    self.is_ours(operator.opno) && self.concerns_any(operator.args)
+                }
+                Tag::T_RowCompareExpr => {
+                    let row = &*node.cast::<pg_sys::RowCompareExpr>();
+                    self.concerns_any(row.largs) || self.concerns_any(row.rargs)
+                }
+                Tag::T_MinMaxExpr => {
+                    let extreme = &*node.cast::<pg_sys::MinMaxExpr>();
+                    self.concerns_any(extreme.args)
+                }
+                Tag::T_Aggref => {
+                    let aggregate = &*node.cast::<pg_sys::Aggref>();
+                    (!aggregate.aggdistinct.is_null() || !aggregate.aggorder.is_null())
+                        && self.sorts_any(aggregate.args)
+                }
+                Tag::T_SetOperationStmt => {
+                    let operation = &*node.cast::<pg_sys::SetOperationStmt>();
+                    !operation.groupClauses.is_null() && self.has_column(operation)
+                }
+                _ => false,
+            };
+            compares || compat::expression_tree_walker(node, visit, self.context())
+        }
+    }
+
+    fn context(&mut self) -> *mut c_void {
+        core::ptr::from_mut(self).cast()
+    }
+
+    /// Whether a query sorts or groups by encrypted values.
+    ///
+    /// # Safety
+    /// An analyzed query.
+    unsafe fn sorts(&self, query: &pg_sys::Query) -> bool {
+        // SAFETY: by the caller's word.
+        unsafe { self.sorts_any(query.targetList) }
+    }
+
+    /// Whether one of these target entries is something to sort or group by.
+    ///
+    /// # Safety
+    /// A list of target entries.
+    unsafe fn sorts_any(&self, entries: *mut pg_sys::List) -> bool {
+        // SAFETY: by the caller's word.
+        unsafe {
+            members(entries).any(|entry| {
+                let entry = &*entry.cast::<pg_sys::TargetEntry>();
+                entry.ressortgroupref != 0 && self.concerns(entry.expr.cast())
+            })
+        }
+    }
+
+    /// # Safety
+    /// An analyzed set operation.
+    unsafe fn has_column(&self, operation: &pg_sys::SetOperationStmt) -> bool {
+        // SAFETY: lists of OIDs and of integers, of the same length.
+        unsafe {
+            let count = if operation.colTypes.is_null() {
+                0
+            } else {
+                (*operation.colTypes).length
+            };
+            (0..count).any(|number| {
+                let cell = (*operation.colTypmods).elements.add(number as usize);
+                pg_sys::list_nth_oid(operation.colTypes, number) == self.encrypted_text
+                    && self.is_refused((*cell).int_value)
+            })
+        }
+    }
+
+    /// # Safety
+    /// A list of expressions.
+    unsafe fn concerns_any(&self, expressions: *mut pg_sys::List) -> bool {
+        // SAFETY: by the caller's word.
+        unsafe { members(expressions).any(|expression| self.concerns(expression)) }
+    }
+
+    /// Whether an expression is an encrypted value that may not be compared.
+    ///
+    /// # Safety
+    /// An expression.
+    unsafe fn concerns(&self, expression: *mut pg_sys::Node) -> bool {
+        // SAFETY: by the caller's word.
+        unsafe {
+            let type_oid = pg_sys::getBaseType(pg_sys::exprType(expression));
+            let encrypted = type_oid == self.encrypted_text
+                || pg_sys::get_element_type(type_oid) == self.encrypted_text;
+            encrypted && self.is_refused(pg_sys::exprTypmod(expression))
+        }
+    }
+
+    fn is_refused(&self, modifier: i32) -> bool {
+        self.all
+            || (modifier >= 0 && managed_keys::is_restricted_modifier(modifier).unwrap_or(true))
+    }
+
+    /// Whether an operator takes encrypted values: it compares, then.
+    fn is_ours(&self, operator: pg_sys::Oid) -> bool {
+        let (mut left, mut right) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
+        // SAFETY: an operator of an analyzed query exists.
+        unsafe { pg_sys::op_input_types(operator, &raw mut left, &raw mut right) };
+        [left, right].contains(&self.encrypted_text)
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn visit(node: *mut pg_sys::Node, search: *mut c_void) -> bool {
+    // SAFETY: PostgreSQL's walkers pass the nodes, and the search as it was given.
+    unsafe { (*search.cast::<Search>()).visit(node) }
+}
+
+/// Whether a plan searches an index with a comparison.
+#[pg_guard]
+unsafe extern "C-unwind" fn visit_plan(state: *mut pg_sys::PlanState, search: *mut c_void) -> bool {
+    use pg_sys::NodeTag as Tag;
+    // SAFETY: PostgreSQL's walker passes the states of a plan; the tag says what a
+    // plan is.
+    unsafe {
+        if state.is_null() {
+            return false;
+        }
+        let plan = (*state).plan;
+        let condition = match (*plan).type_ {
+            Tag::T_IndexScan => (*plan.cast::<pg_sys::IndexScan>()).indexqualorig,
+            Tag::T_IndexOnlyScan => (*plan.cast::<pg_sys::IndexOnlyScan>()).indexqual,
+            Tag::T_BitmapIndexScan => (*plan.cast::<pg_sys::BitmapIndexScan>()).indexqualorig,
+            _ => core::ptr::null_mut(),
+        };
+        visit(condition.cast(), search) || compat::planstate_tree_walker(state, visit_plan, search)
+    }
+}
+
+/// The members of a list of nodes.
+///
+/// # Safety
+/// `list` is null or a list of nodes, and outlives the iterator.
+unsafe fn members(list: *mut pg_sys::List) -> impl Iterator<Item = *mut pg_sys::Node> {
+    // SAFETY: by the caller's word.
+    let cells = unsafe {
+        if list.is_null() {
+            &[]
+        } else {
+            core::slice::from_raw_parts((*list).elements, (*list).length as usize)
+        }
+    };
+    // SAFETY: by the caller's word.
+    cells.iter().map(|cell| unsafe { cell.ptr_value.cast() })
+}
+
+/// The OID of the type, if the extension is there: what `colcrypt.inspect()` takes.
+pub(crate) fn encrypted_text() -> Option<pg_sys::Oid> {
+    static KNOWN: BackendLocal<Cell<Option<(u64, pg_sys::Oid)>>> =
+        BackendLocal::new(Cell::new(None));
+    let now = managed_keys::changes();
+    if let Some((then, known)) = KNOWN.get()
+        && then == now
+    {
+        return Some(known);
+    }
+    // SAFETY: catalog look-ups by name; the array of argument types is palloc'd.
+    unsafe {
+        let name = pg_sys::stringToQualifiedNameList(c"colcrypt.inspect".as_ptr());
+        let function = pg_sys::LookupFuncName(name, -1, core::ptr::null(), true);
+        if function == pg_sys::InvalidOid {
+            return None;
+        }
+        let (mut types, mut count) = (core::ptr::null_mut(), 0);
+        pg_sys::get_func_signature(function, &raw mut types, &raw mut count);
+        let encrypted_text = (count == 1).then(|| *types)?;
+        KNOWN.set(Some((now, encrypted_text)));
+        Some(encrypted_text)
+    }
+}
