@@ -11,6 +11,9 @@ CREATE TABLE colcrypt.key (
     wrapped_by text        CHECK (wrapped_by ~ '^[0-9a-f]{8}$'),
     wrapped    bytea       CHECK (octet_length(wrapped) = 60),
     created_at timestamptz NOT NULL DEFAULT now(),
+    -- Whether only the roles in colcrypt.key_grant may use it. Here and not there,
+    -- so that a key whose grants are lost, by a restore without the roles, is closed.
+    restricted boolean     NOT NULL DEFAULT false,
     -- A data key is chosen by its name; an index key is there or it is not.
     CHECK ((kind = 'data') = (name IS NOT NULL)),
     CHECK (kind <> 'index' OR (wrapped IS NOT NULL AND wrapped_by IS NOT NULL)),
@@ -28,8 +31,7 @@ CREATE UNIQUE INDEX one_index_key ON colcrypt.key (kind) WHERE kind = 'index';
 CREATE UNIQUE INDEX one_active_version ON colcrypt.key (name)
     WHERE kind = 'data' AND state = 'active';
 
--- Who may use a data key; a key without a row here, everybody. The role 0 (shown
--- as -) closes a key whose other roles are gone.
+-- Who may use a data key that is restricted.
 CREATE TABLE colcrypt.key_grant (
     name text    NOT NULL,
     role regrole NOT NULL,
@@ -41,7 +43,7 @@ SELECT pg_catalog.pg_extension_config_dump('colcrypt.key', '');
 -- A role that was dropped is only a number, which may be another role's where the
 -- dump is restored.
 SELECT pg_catalog.pg_extension_config_dump('colcrypt.key_grant',
-    'WHERE role = 0 OR EXISTS (SELECT FROM pg_catalog.pg_roles WHERE oid = role)');
+    'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles WHERE oid = role)');
 
 -- Backends keep what they have read of the tables: this tells them of a change,
 -- whoever makes it, pg_restore and a subscription included.
@@ -64,6 +66,19 @@ ALTER TABLE colcrypt.key_grant ENABLE ALWAYS TRIGGER key_grant_changed;
 CREATE TRIGGER key_grant_truncated AFTER TRUNCATE ON colcrypt.key_grant
     FOR EACH STATEMENT EXECUTE FUNCTION colcrypt.key_changed();
 ALTER TABLE colcrypt.key_grant ENABLE ALWAYS TRIGGER key_grant_truncated;
+
+-- What a dump or a publisher says of the ring may be known already.
+
+CREATE FUNCTION colcrypt.ring_key_remembered() RETURNS trigger
+    AS 'MODULE_PATHNAME', 'colcrypt_ring_key_remembered'
+    LANGUAGE c VOLATILE;
+COMMENT ON FUNCTION colcrypt.ring_key_remembered() IS 'trigger on colcrypt.key';
+REVOKE EXECUTE ON FUNCTION colcrypt.ring_key_remembered() FROM PUBLIC;
+
+CREATE TRIGGER ring_key_remembered BEFORE INSERT ON colcrypt.key
+    FOR EACH ROW WHEN (NEW.kind = 'ring')
+    EXECUTE FUNCTION colcrypt.ring_key_remembered();
+ALTER TABLE colcrypt.key ENABLE ALWAYS TRIGGER ring_key_remembered;
 
 CREATE FUNCTION colcrypt.create_index_key(algorithm text DEFAULT NULL) RETURNS text
     AS 'MODULE_PATHNAME', 'colcrypt_create_index_key_wrapper'

@@ -91,7 +91,8 @@ FROM encrypted AS e
      JOIN pg_catalog.pg_attribute AS a ON a.atttypid = e.type
      JOIN pg_catalog.pg_class AS t ON t.oid = a.attrelid
 WHERE NOT a.attisdropped
-  AND t.relkind IN ('r', 'p', 'm', 'f');
+  AND t.relkind IN ('r', 'p', 'm', 'f')
+  AND NOT pg_catalog.pg_is_other_temp_schema(t.relnamespace);
 COMMENT ON VIEW colcrypt.columns IS
     'encrypted columns, with their keys and indexes, and what the indexes tell on disk';
 GRANT SELECT ON colcrypt.columns TO PUBLIC;

@@ -307,7 +307,9 @@ impl Error {
                 "SELECT colcrypt.rotate_key() makes a new version of a key."
             }
             Self::KeyNameClash { .. } => "Choose another name.",
-            Self::BadKeyName => "A name has 1 to 63 bytes and does not start with \"#\".",
+            Self::BadKeyName => {
+                "A name has 1 to 63 characters of printable ASCII and does not start with \"#\"."
+            }
             Self::DestroyedKeyName { .. } => {
                 "SELECT colcrypt.create_key() makes a new key of that name, which opens nothing \
                  that was encrypted under the old one."

@@ -1,6 +1,7 @@
 //! The settings, and the hooks between PostgreSQL's setting machinery and the
 //! key ring.
 
+use core::cell::Cell;
 use core::ffi::{CStr, c_char, c_void};
 use std::ffi::CString;
 
@@ -8,6 +9,7 @@ use colcrypt_core::Suite;
 use pgrx::guc::{GucContext, GucEnum, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use pgrx::prelude::*;
 
+use crate::backend_local::BackendLocal;
 use crate::compat;
 use crate::keyring::{self, Origin};
 
@@ -70,6 +72,8 @@ static KEY_ENV: GucSetting<Option<CString>> =
 static ALGORITHM: GucSetting<Algorithm> = GucSetting::<Algorithm>::new(Algorithm::Xaes256Gcm);
 static INPUT: GucSetting<Input> = GucSetting::<Input>::new(Input::Plaintext);
 static ACCESS: GucSetting<Access> = GucSetting::<Access>::new(Access::Full);
+/// How often `colcrypt.access` was assigned, while that is counted.
+static ACCESS_ASSIGNED: BackendLocal<Cell<u32>> = BackendLocal::new(Cell::new(0));
 static MASK: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"********"));
 static UNDECRYPTABLE: GucSetting<Undecryptable> =
     GucSetting::<Undecryptable>::new(Undecryptable::Error);
@@ -142,6 +146,7 @@ pub(crate) fn key_env() -> Option<CString> {
 
 /// Defines the settings. Called once, when the library is loaded.
 pub(crate) fn define() {
+    let asked = asked_access();
     // SAFETY: every hook is `#[pg_guard]`ed and lives as long as the library,
     // which PostgreSQL never unloads.
     unsafe {
@@ -252,8 +257,34 @@ pub(crate) fn define() {
             GucContext::Suset,
             GucFlags::empty(),
         );
+        // Assigned once: the default.
+        let refused = |asked: Vec<u8>| {
+            ACCESS_ASSIGNED.get() == 1 || !asked.eq_ignore_ascii_case(access().name().as_bytes())
+        };
+        if asked.is_some_and(refused) {
+            // PostgreSQL has refused the value with a warning, because there is no
+            // such value, or because the user may not set it, and left another one:
+            // not a role's, which a client's option stands in front of.
+            pg_sys::SetConfigOption(
+                c"colcrypt.access".as_ptr(),
+                c"masked".as_ptr(),
+                pg_sys::GucContext::PGC_SUSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+        }
         keyring::note_defined();
         pg_sys::MarkGUCPrefixReserved(c"colcrypt".as_ptr());
+    }
+}
+
+/// What `colcrypt.access` was set to before it was defined: by the configuration, a
+/// role's settings, or the client.
+fn asked_access() -> Option<Vec<u8>> {
+    // SAFETY: gives a NUL-terminated string, or null if it was never set.
+    unsafe {
+        let value = pg_sys::GetConfigOption(c"colcrypt.access".as_ptr(), true, false);
+        let value = value.as_ref().map(|value| CStr::from_ptr(value));
+        value.map(|value| value.to_bytes().to_vec())
     }
 }
 
@@ -398,6 +429,7 @@ unsafe extern "C-unwind" fn assign_input(newval: i32, _extra: *mut c_void) {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn assign_access(newval: i32, _extra: *mut c_void) {
+    ACCESS_ASSIGNED.set(ACCESS_ASSIGNED.get().saturating_add(1));
     // SAFETY: reads this backend's own setting.
     if newval != unsafe { *ACCESS.as_ptr() } {
         // What was planned may compare what may not be compared now.

@@ -22,7 +22,10 @@ struct Usage {
 
 /// With the rights of the caller, who must be allowed to read the column and all
 /// rows of the table.
-#[expect(clippy::type_complexity, reason = "pgrx reads the columns from the type")]
+#[expect(
+    clippy::type_complexity,
+    reason = "pgrx reads the columns from the type"
+)]
 #[pg_extern(sql = false)]
 fn colcrypt_key_usage(
     relation: pg_sys::Oid,
@@ -106,8 +109,7 @@ fn read(relation: pg_sys::Oid, column: &CStr) -> Result<Vec<Usage>, Error> {
     .map_err(|_: pgrx::spi::Error| Error::KeyTable("the values could not be counted"))
 }
 
-/// Whether a rotation would move the values; also if it cannot be told, because
-/// their key is gone.
+/// Whether a rotation would move the values; also if it cannot be told.
 fn is_stale(usage: &Usage, modifier: i32) -> bool {
     let id = u32::from_str_radix(&usage.key_id, 16).map(|id| KeyId(id.to_be_bytes()));
     let suite = Suite::ALL
@@ -116,6 +118,11 @@ fn is_stale(usage: &Usage, modifier: i32) -> bool {
     let (Ok(id), Some(suite)) = (id, suite) else {
         return true;
     };
-    let fresh = Sealer::of_stored_value(id, modifier).and_then(|sealer| sealer.header());
-    fresh.map_or(true, |fresh| fresh != (suite, id))
+    let is_stale = |sealer: Option<Sealer>| match sealer {
+        Some(sealer) => Ok(sealer.header()? != (suite, id)),
+        // Its key is destroyed: it stays as it is.
+        None => Ok::<_, Error>(false),
+    };
+    let stale = Sealer::of_stored_value(id, modifier).and_then(is_stale);
+    stale.unwrap_or(true)
 }

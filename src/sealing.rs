@@ -73,18 +73,23 @@ impl Sealer {
 
     /// What a value belongs under that is sealed under `id` and stands in a column
     /// with this modifier: a managed key's values stay with it where the column
-    /// names none.
+    /// names none. None for one whose key is destroyed: it stays as it is.
     ///
     /// # Errors
     /// As [`Sealer::of_new_value`].
-    pub(crate) fn of_stored_value(id: KeyId, modifier: i32) -> Result<Self, Error> {
-        if modifier == NO_MODIFIER
-            && keyring::with_current(|ring| ring.get(id).is_none())
+    pub(crate) fn of_stored_value(id: KeyId, modifier: i32) -> Result<Option<Self>, Error> {
+        if keyring::with_current(|ring| ring.get(id).is_none())
             && let Some(key) = managed_keys::by_id(id)?
         {
-            return managed_keys::active_by_name(key.name()).map(Self::Managed);
+            if key.is_destroyed() {
+                return Ok(None);
+            }
+            if modifier == NO_MODIFIER {
+                let active = managed_keys::active_by_name(key.name())?;
+                return Ok(Some(Self::Managed(active)));
+            }
         }
-        Self::of_new_value(modifier)
+        Self::of_new_value(modifier).map(Some)
     }
 
     /// Suite and key id of what is sealed.
@@ -146,7 +151,21 @@ fn seal_under<B: Output>(key: &Key, suite: Suite, plaintext: &[u8]) -> Result<B,
 /// # Errors
 /// [`Error::ReservedPrefix`] for plaintext that could be taken for ciphertext;
 /// those of [`Sealer::of_new_value`] and [`Sealer::seal`].
+#[inline]
 pub(crate) fn take_in<B: Output>(text: &[u8], modifier: i32, wire: Wire) -> Result<B, Error> {
+    take_in_under(text, wire, || Sealer::of_new_value(modifier))
+}
+
+/// As [`take_in`], under a key that was chosen otherwise.
+///
+/// # Errors
+/// As [`take_in`].
+#[inline]
+pub(crate) fn take_in_under<B: Output>(
+    text: &[u8],
+    wire: Wire,
+    sealer: impl FnOnce() -> Result<Sealer, Error>,
+) -> Result<B, Error> {
     match gucs::input() {
         Input::Ciphertext => admit_ciphertext(text, wire),
         Input::Plaintext if is_reserved(text) => {
@@ -156,7 +175,7 @@ pub(crate) fn take_in<B: Output>(text: &[u8], modifier: i32, wire: Wire) -> Resu
                 Err(Error::ReservedPrefix(wire))
             }
         }
-        Input::Plaintext => Sealer::of_new_value(modifier)?.seal(text),
+        Input::Plaintext => sealer()?.seal(text),
     }
 }
 
@@ -304,9 +323,13 @@ pub(crate) fn reseal<B: Output>(
 /// [`Error::KeyNotGranted`]; as [`reseal`].
 pub(crate) fn fit<B: Output>(stored: &[u8], modifier: i32) -> Result<B, Error> {
     if modifier != NO_MODIFIER {
+        // What a restore brings is stored as it is, its key being there or not.
+        if gucs::input() == Input::Ciphertext {
+            return Ok(copied(stored));
+        }
         let sealer = Sealer::managed(modifier)?;
         let header = Stored::parse(stored)?;
-        if (header.suite(), header.key_id()) != sealer.header()? {
+        if (header.suite(), header.key_id()) != sealer.header()? && !access::takes_ciphertext() {
             access::check_key(stored)?;
             return reseal(stored, &sealer, &mut Zeroizing::new(Vec::new()));
         }

@@ -3,17 +3,22 @@ good; and nothing is compared by a key that is not the one in colcrypt.key."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import decryptor
 import psycopg
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg.errors import (
     DataCorrupted,
     InsufficientPrivilege,
+    InternalError_,
+    InvalidParameterValue,
     ObjectNotInPrerequisiteState,
 )
 
@@ -31,10 +36,13 @@ from harness import (
 )
 
 CREATE = "SELECT colcrypt.create_index_key()"
+CREATE_FOR = "SELECT colcrypt.create_index_key(%s)"
 REWRAP = "SELECT colcrypt.rewrap_keys()"
 SET_KEY = "SELECT set_config('colcrypt.key', %s, false)"
 IDS = "SELECT COALESCE(array_agg(key_id), '{}') FROM colcrypt.key WHERE kind = 'index'"
-WRAPPED_BY = "SELECT wrapped_by FROM colcrypt.key"
+WRAPPED_BY = "SELECT wrapped_by FROM colcrypt.key WHERE kind = 'index'"
+WRAPPED = "SELECT encode(wrapped, 'hex') FROM colcrypt.key WHERE kind = 'index'"
+CHANGE = "UPDATE colcrypt.key SET {} WHERE kind = 'index'"
 # 100 rows, 10 values.
 TABLE = """
     CREATE TABLE t (id int, secret encrypted_text);
@@ -132,8 +140,10 @@ def test_what_needs_it_makes_one(
     rows = session.execute(
         "SELECT kind, state, name, suite, wrapped_by, octet_length(wrapped),"
         " created_at BETWEEN now() - interval '1 minute' AND now() FROM colcrypt.key"
+        " WHERE kind <> 'ring'"
     ).fetchall()
-    assert rows == [("index", "active", None, None, key_id(ring), 60, True)]
+    row = ("index", "active", None, "aes-256-cmac", key_id(ring), 60, True)
+    assert rows == [row]
     # Needed again, it is the same.
     session.execute("CREATE INDEX ON t (secret)")
     assert_works(session, other)
@@ -144,6 +154,121 @@ def test_what_needs_it_makes_one(
 def test_two_databases_have_two(db: Database, server: Cluster) -> None:
     ids = [server.psql(CREATE, db=name) for name in (db.name, "postgres")]
     assert len(set(ids)) == 2
+
+
+# Its algorithm
+
+ALGORITHMS = ("aes-256-cmac", "hmac-sha-256")
+
+
+def make_for_suite(
+    session: psycopg.Connection, ring_key: bytes, suite: str | None
+) -> None:
+    """Makes an index key without colcrypt."""
+    key, nonce = os.urandom(32), os.urandom(12)
+    aad = decryptor.wrap_aad(decryptor.key_id(key), "index", "", suite or "")
+    wrapped = AESGCM(decryptor.subkey(ring_key, "wrap")).encrypt(nonce, key, aad)
+    ids = [decryptor.id_in_hex(key), decryptor.id_in_hex(ring_key)]
+    session.execute(
+        "INSERT INTO colcrypt.key (key_id, kind, suite, state, wrapped_by, wrapped)"
+        " VALUES (%s, 'index', %s, 'active', %s, %s)",
+        [ids[0], suite, ids[1], nonce + wrapped],
+    )
+
+
+def assert_tags_are_by(
+    session: psycopg.Connection, ring_key: bytes, algorithm: str
+) -> None:
+    names = ("key_id", "wrapped_by", "kind", "suite")
+    row = session.execute(
+        "SELECT wrapped, key_id, wrapped_by, kind, COALESCE(suite, '')"
+        " FROM colcrypt.key WHERE kind = 'index'"
+    ).fetchone()
+    assert row is not None
+    key = decryptor.unwrap_key(row[0], [ring_key], **dict(zip(names, row[1:])))
+    for text in ("", "v3", "x" * 100):
+        tag = decryptor.index_tag(key, text, algorithm)
+        for value in ("%s::text", "encrypt(%s)"):
+            code = fetch(session, f"SELECT encrypted_text_hash({value})", text)
+            assert code % 2**32 == decryptor.hash_code(tag)
+
+
+def assert_joins_by(session: psycopg.Connection, index: str, table: str) -> None:
+    """Looking up each row of t in another table by an index finds it."""
+    session.execute("SET enable_hashjoin = off; SET enable_mergejoin = off")
+    query = f"SELECT count(*) FROM t JOIN {table} USING (secret)"
+    plan = [line for (line,) in session.execute("EXPLAIN " + query).fetchall()]
+    assert any(index in line for line in plan), plan
+    assert fetch(session, query) == fetch(session, "SELECT count(*) FROM t")
+    session.execute("RESET enable_hashjoin; RESET enable_mergejoin")
+
+
+UNIQUE = {
+    "btree": "CREATE UNIQUE INDEX by_btree ON {} (secret)",
+    "hash": "ALTER TABLE {} ADD CONSTRAINT by_hash EXCLUDE USING hash (secret WITH =)",
+}
+
+
+@pytest.mark.parametrize("suite", [*ALGORITHMS, None])
+def test_indexes_work_whatever_makes_the_tags(
+    cluster: Cluster, suite: str | None
+) -> None:
+    ring_key = decryptor.ring_key((cluster.dir / "ring.keys").read_text())
+    algorithm = suite or "hmac-sha-256"
+    (other,) = {*ALGORITHMS} - {algorithm}
+    with cluster.connect() as session:
+        if suite is None:
+            # As the first ones were.
+            make_for_suite(session, ring_key, None)
+        else:
+            session.execute(CREATE_FOR, [suite])
+        made = ids(session)
+        session.execute(TABLE + "CREATE INDEX ON t (secret)")
+        for method, unique in UNIQUE.items():
+            session.execute(f"CREATE TABLE {method} (secret encrypted_text)")
+            session.execute(unique.format(method))
+            session.execute(f"INSERT INTO {method} SELECT DISTINCT secret FROM t")
+    for restarted in (False, True):
+        if restarted:
+            cluster.restart()
+        with cluster.connect(**BY_INDEX) as session:
+            assert_works(session)
+            assert_tags_are_by(session, ring_key, algorithm)
+            for method in UNIQUE:
+                assert_joins_by(session, f"by_{method}", method)
+                with pytest.raises(psycopg.errors.IntegrityError, match=f"by_{method}"):
+                    session.execute(f"INSERT INTO {method} VALUES ('v3')")
+                session.execute(f"INSERT INTO {method} VALUES ('{restarted}')")
+            # It keeps its algorithm.
+            with pytest.raises(ObjectNotInPrerequisiteState) as refused:
+                session.execute(CREATE_FOR, [other])
+            assert f"already, for {algorithm}" in str(refused.value)
+            for wanted in (algorithm, None):
+                assert [fetch(session, CREATE_FOR, wanted)] == made
+            assert ids(session) == made
+            kept = "SELECT suite FROM colcrypt.key WHERE kind = 'index'"
+            assert fetch(session, kept) == suite
+
+
+def test_a_key_for_an_algorithm_that_this_library_does_not_know_is_not_used(
+    session: psycopg.Connection, server: Cluster
+) -> None:
+    ring_key = decryptor.ring_key((server.dir / "ring.keys").read_text())
+    make_for_suite(session, ring_key, "hmac-sha3-512")
+    for sql in (CREATE, DISTINCT, "CREATE INDEX ON t (secret)"):
+        with pytest.raises(InternalError_, match="in a way that this library does not"):
+            session.execute(sql)
+
+
+@pytest.mark.parametrize("name", ["", "hmac", "AES-256-CMAC", "xaes-256-gcm"])
+def test_an_algorithm_that_there_is_not_is_refused(
+    session: psycopg.Connection, name: str
+) -> None:
+    for made in (False, True):
+        with pytest.raises(InvalidParameterValue, match="hmac-sha-256"):
+            session.execute(CREATE_FOR, [name])
+        assert len(ids(session)) == made
+        session.execute(CREATE)
 
 
 # Transactions
@@ -181,6 +306,18 @@ def test_two_sessions_that_need_it_first_get_one(
     other.execute("CREATE INDEX ON t (secret)")
     assert [fetch(each, CREATE) for each in (session, other)] == made * 2
     assert_works(session, other)
+
+
+def test_who_waited_is_told_that_it_is_for_another_algorithm(
+    session: psycopg.Connection, other: psycopg.Connection
+) -> None:
+    session.execute("BEGIN")
+    first = fetch(session, CREATE_FOR, "hmac-sha-256")
+    with waiting(lambda: fetch(other, CREATE_FOR, "aes-256-cmac"), session) as waited:
+        session.execute("COMMIT")
+        with pytest.raises(ObjectNotInPrerequisiteState, match="already"):
+            waited.result(timeout=30)
+    assert ids(other) == [first] == [fetch(other, CREATE)]
 
 
 def test_many_sessions_that_need_it_at_once_get_one(db: Database) -> None:
@@ -237,7 +374,8 @@ def test_an_exception_block_that_made_it_forgets_it(
         "DO $$ BEGIN"
         " BEGIN PERFORM DISTINCT secret FROM t; PERFORM 1 / 0;"
         " EXCEPTION WHEN division_by_zero THEN"
-        "   IF EXISTS (SELECT FROM colcrypt.key) THEN RAISE 'still there'; END IF;"
+        "   IF EXISTS (SELECT FROM colcrypt.key WHERE kind = 'index')"
+        "     THEN RAISE 'still there'; END IF;"
         " END;"
         " CREATE INDEX ON t (secret); END $$"
     )
@@ -331,7 +469,7 @@ def test_a_standby_says_how_to_make_it_and_learns_of_it(
         assert fetch(session, CREATE) == made
         assert_works(session)
         # A changed row reaches the session that knows the key.
-        flip = "UPDATE colcrypt.key SET " + FLIP.format(20)
+        flip = CHANGE.format(FLIP.format(20))
         cluster.psql(flip)
         wait_until(replayed, "the standby")
         assert_refused(session, DataCorrupted)
@@ -502,9 +640,14 @@ def test_a_role_without_rights_does_not_get_at_the_table(
 
 
 def test_objects_of_the_caller_do_not_run_with_the_owner_s_rights(
-    app: psycopg.Connection,
+    db: Database, app: psycopg.Connection
 ) -> None:
-    # What makes the key runs as the table's owner, whatever the search path says.
+    # What writes keys runs as the table's owner, whatever the search path says.
+    user = fetch(app, "SELECT current_user")
+    db.psql(
+        "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA colcrypt"
+        f" TO {user}; DELETE FROM colcrypt.key"
+    )
     app.execute(
         """CREATE FUNCTION public.trap(text, text) RETURNS boolean LANGUAGE plpgsql
         AS $$ BEGIN RAISE 'trapped'; END $$;
@@ -516,7 +659,18 @@ def test_objects_of_the_caller_do_not_run_with_the_owner_s_rights(
     )
     with pytest.raises(psycopg.errors.RaiseException):
         app.execute("SELECT 'a'::text = 'b'::text")
+    # Remembers the ring's key.
+    app.execute("SELECT encrypt('x')")
     assert len(fetch(app, CREATE)) == 8
+    for work in (
+        "create_key('k')",
+        "rotate_key('k')",
+        f"grant_key('k', '{user}')",
+        f"revoke_key('k', '{user}')",
+        "rewrap_keys()",
+        "shred_key('k')",
+    ):
+        app.execute(f"SELECT colcrypt.{work}")
 
 
 # Rewrapping
@@ -554,9 +708,9 @@ def test_a_rewrapped_key_outlives_the_key_that_wrapped_it(ring: Ring) -> None:
         ring.bring_new_key(before)
         assert_works(before)
         assert cluster.psql(WRAPPED_BY) == key_id(ring.old)
-        wrapped = cluster.psql("SELECT wrapped FROM colcrypt.key")
+        wrapped = cluster.psql(WRAPPED)
         assert [cluster.psql(REWRAP) for _ in range(2)] == ["1", "0"]
-        assert cluster.psql("SELECT wrapped FROM colcrypt.key") != wrapped
+        assert cluster.psql(WRAPPED) != wrapped
         assert_works(before)
     ring.retire_old_key()
     assert cluster.psql(WRAPPED_BY) == key_id(ring.new)
@@ -611,7 +765,7 @@ def test_a_session_s_own_key_does_not_wrap_what_all_share(ring: Ring) -> None:
         session.execute(SET_KEY, [new_key()])
         assert fetch(session, REWRAP) == 1
         assert fetch(session, WRAPPED_BY) == key_id(ring.new)
-        session.execute("DELETE FROM colcrypt.key")
+        session.execute("DELETE FROM colcrypt.key WHERE kind = 'index'")
         session.execute(CREATE)
         assert fetch(session, WRAPPED_BY) == key_id(ring.new)
     ring.cluster.psql("REINDEX TABLE t")
@@ -656,6 +810,8 @@ FLIP = "wrapped = set_byte(wrapped, {0}, get_byte(wrapped, {0}) # 1)"
     [
         *((FLIP.format(byte), DataCorrupted) for byte in (0, 12, 59)),
         ("key_id = 'ffffffff'", DataCorrupted),
+        ("suite = 'hmac-sha-256'", DataCorrupted),
+        ("suite = NULL", DataCorrupted),
         ("suite = 'xaes-256-gcm'", DataCorrupted),
         ("wrapped_by = 'ffffffff'", ObjectNotInPrerequisiteState),
     ],
@@ -669,16 +825,17 @@ def test_a_changed_row_gives_errors_and_no_wrong_result(
     session.execute(
         "CREATE INDEX ON t (secret); CREATE TEMP TABLE k (LIKE colcrypt.key)"
     )
-    session.execute("INSERT INTO k TABLE colcrypt.key")
+    session.execute("INSERT INTO k SELECT * FROM colcrypt.key WHERE kind = 'index'")
     assert_works(session, other)
     session.execute("SET session_replication_role = replica")
-    session.execute(f"UPDATE colcrypt.key SET {change}")
+    session.execute(CHANGE.format(change))
     for each in (session, other):
         assert_refused(each, error)
         with pytest.raises(psycopg.Error):
             each.execute("INSERT INTO t VALUES (101, 'v3')")
     # The row as it was works at once.
-    session.execute("DELETE FROM colcrypt.key; INSERT INTO colcrypt.key TABLE k")
+    session.execute("DELETE FROM colcrypt.key WHERE kind = 'index'")
+    session.execute("INSERT INTO colcrypt.key TABLE k")
     assert_works(session, other)
 
 
@@ -701,7 +858,7 @@ def test_a_row_that_no_key_has_is_refused(
 ) -> None:
     session.execute("CREATE INDEX ON t (secret)")
     with pytest.raises(psycopg.errors.IntegrityError):
-        session.execute(f"UPDATE colcrypt.key SET {change}")
+        session.execute(CHANGE.format(change))
     assert_works(session, other)
 
 
@@ -710,7 +867,7 @@ def test_a_changed_row_that_is_rolled_back_did_not_change(
 ) -> None:
     session.execute("CREATE INDEX ON t (secret)")
     with session.transaction(force_rollback=True):
-        session.execute("UPDATE colcrypt.key SET " + FLIP.format(20))
+        session.execute(CHANGE.format(FLIP.format(20)))
         assert_works(other)
         with pytest.raises(DataCorrupted), session.transaction():
             session.execute(DISTINCT)
@@ -752,7 +909,8 @@ def test_truncating_and_reindexing_again_and_again_does_no_harm(db: Database) ->
 def test_a_second_index_key_is_refused(session: psycopg.Connection) -> None:
     session.execute(CREATE)
     second = """INSERT INTO colcrypt.key (key_id, kind, state, wrapped_by, wrapped)
-        SELECT '00000000', kind, state, wrapped_by, wrapped FROM colcrypt.key"""
+        SELECT '00000000', kind, state, wrapped_by, wrapped FROM colcrypt.key
+        WHERE kind = 'index'"""
     with pytest.raises(psycopg.errors.UniqueViolation, match="one_index_key"):
         session.execute(second)
 
@@ -775,6 +933,7 @@ def test_a_new_extension_in_the_same_session_makes_its_own(
         assert_works(session, other)
 
 
+CIPHERTEXT = {"PGOPTIONS": "-c colcrypt.input=ciphertext"}
 # In "app", which sorts before colcrypt, rows are restored before the key.
 DUMPED = {
     "index": "CREATE TABLE app.u AS TABLE t; CREATE UNIQUE INDEX ON app.u (secret, id)",
@@ -804,15 +963,17 @@ def test_a_dump_brings_the_key_along(
     session.execute("CREATE INDEX ON t (secret); CREATE SCHEMA app")
     session.execute(what)
     row = (
-        "SELECT key_id, kind, state, wrapped_by, wrapped, created_at FROM colcrypt.key"
+        "SELECT key_id, kind, state, wrapped_by, wrapped, suite, created_at"
+        " FROM colcrypt.key ORDER BY kind"
     )
     kept = db.psql(row)
+    assert [line.split("|")[1] for line in kept.split("\n")] == ["index", "ring"]
     dump = server.run("pg_dump", db=db.name)
     assert kept.split("|")[4].removeprefix("\\x") in dump
     name = f"{db.name}_restored"
     server.psql(f"CREATE DATABASE {name}")
     try:
-        server.psql(dump, db=name)
+        server.psql(dump, db=name, env=CIPHERTEXT)
         assert server.psql(row, db=name) == kept
         with server.connect(dbname=name, **BY_INDEX) as restored:
             assert_works(restored)
@@ -834,17 +995,16 @@ def test_the_wrapped_key_is_never_logged(make_cluster: MakeCluster) -> None:
             "log_parameter_max_length": -1,
         },
     )
-    wrapped = "SELECT encode(wrapped, 'hex') FROM colcrypt.key"
     with cluster.connect(**BY_INDEX) as session:
         session.execute(TABLE + "CREATE INDEX ON t (secret)")
-        secrets = [fetch(session, wrapped)]
+        secrets = [fetch(session, WRAPPED)]
         cluster.set_ring(f"{new},{old}")
         cluster.reload(session)
         assert fetch(session, REWRAP) == 1
-        secrets.append(fetch(session, wrapped))
-        session.execute("UPDATE colcrypt.key SET " + FLIP.format(20))
+        secrets.append(fetch(session, WRAPPED))
+        session.execute(CHANGE.format(FLIP.format(20)))
         assert_refused(session, DataCorrupted)
-        secrets.append(fetch(session, wrapped))
+        secrets.append(fetch(session, WRAPPED))
     log = cluster.log()
     assert len(set(secrets)) == 3 and "could not be unwrapped" in log and "DEBUG" in log
     assert "rewrap_keys" in log

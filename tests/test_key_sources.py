@@ -21,6 +21,8 @@ from conftest import MakeCluster
 from harness import Cluster, fetch, key_id, new_key
 
 SEALED_UNDER = "SELECT (colcrypt.inspect(encrypt('x'))).key_id"
+# Lets a ring that has no key of the one before it pass the guard against the wrong key.
+ACCEPT = "SELECT colcrypt.accept_key()"
 PRELOADS = ["shared_preload_libraries", "session_preload_libraries"]
 # What stands in a bad ring, and must not come back in a message.
 CANARY = "canaryCANARYcanary"
@@ -59,6 +61,12 @@ def refusal_of(host: Cluster, path: Path) -> psycopg.errors.Diagnostic:
 def use_ring(host: Cluster, text: str, *sessions: psycopg.Connection) -> None:
     host.set_ring(text)
     host.reload(*sessions)
+
+
+def use_another_ring(host: Cluster, text: str) -> None:
+    """A ring that has nothing to do with those of the tests before."""
+    use_ring(host, text)
+    host.psql(ACCEPT)
 
 
 # No key
@@ -203,9 +211,11 @@ def test_the_key_setting_wins_over_the_file_and_the_file_over_the_environment(
         assert fetch(session, SEALED_UNDER) == key_id(setting)
         cluster.conf({"colcrypt.key": None})
         cluster.reload(session)
+        assert fetch(session, ACCEPT) == key_id(file)
         assert fetch(session, SEALED_UNDER) == key_id(file)
         cluster.conf({"colcrypt.key_file": None})
         cluster.reload(session)
+        assert fetch(session, ACCEPT) == key_id(environment)
         assert fetch(session, SEALED_UNDER) == key_id(environment)
 
 
@@ -263,7 +273,8 @@ def test_alter_system_does_not_take_a_key(host: Cluster) -> None:
 
 def test_a_json_ring_names_its_primary(host: Cluster) -> None:
     first, second = new_key(), new_key()
-    use_ring(host, json.dumps({"primary": "b", "keys": {"a": first, "b": second}}))
+    ring = json.dumps({"primary": "b", "keys": {"a": first, "b": second}})
+    use_another_ring(host, ring)
     assert host.psql(SEALED_UNDER) == key_id(second)
 
 
@@ -271,13 +282,13 @@ def test_comments_newlines_hex_and_base64url(host: Cluster) -> None:
     raw = secrets.token_bytes(32)
     base64url = base64.urlsafe_b64encode(raw).decode()
     lines = f"# the new one\n{base64url} # since May\n\n{secrets.token_hex(32)}\n"
-    use_ring(host, lines)
+    use_another_ring(host, lines)
     assert host.psql(SEALED_UNDER) == decryptor.key_id(raw).hex()
 
 
 def test_a_passphrase_is_a_key(host: Cluster) -> None:
     passphrase = "correct-horse-battery-staple-of-thirty-two"
-    use_ring(host, f"passphrase:{passphrase}")
+    use_another_ring(host, f"passphrase:{passphrase}")
     sealed = host.psql("SELECT ciphertext(encrypt('x'))")
     assert decryptor.decrypt(sealed, [decryptor.passphrase_key(passphrase)]) == "x"
 
@@ -339,6 +350,7 @@ def test_a_key_file_of_root_that_the_servers_group_reads_is_taken(
     os.chown(path, 0, path.stat().st_gid)
     host.conf({"colcrypt.key_file": str(path)})
     host.reload()
+    host.psql(ACCEPT)
     assert host.psql(SEALED_UNDER) == key_id(key)
 
 
@@ -349,6 +361,7 @@ def test_a_link_to_a_key_file_is_followed(host: Cluster) -> None:
     link.symlink_to(host.write_file("target.keys", key))
     host.conf({"colcrypt.key_file": str(link)})
     host.reload()
+    host.psql(ACCEPT)
     assert host.psql(SEALED_UNDER) == key_id(key)
 
 
@@ -398,7 +411,7 @@ def test_a_file_that_breaks_before_a_reload_costs_old_sessions_nothing(
     host: Cluster, break_it: Callable[[Path], None], reason: str
 ) -> None:
     key = new_key()
-    use_ring(host, key)
+    use_another_ring(host, key)
     with host.connect() as old:
         sealed = fetch(old, "SELECT ciphertext(encrypt('x'))")
         log_before = len(host.log())
@@ -433,7 +446,7 @@ def test_a_bad_key_setting_at_reload_leaves_the_old_ring(
 
 def test_reload_brings_the_new_primary_into_an_open_session(host: Cluster) -> None:
     old, new = new_key(), new_key()
-    use_ring(host, old)
+    use_another_ring(host, old)
     with host.connect() as session:
         sealed = fetch(session, "SELECT ciphertext(encrypt('x'))")
         use_ring(host, f"{new},{old}", session)
@@ -443,7 +456,7 @@ def test_reload_brings_the_new_primary_into_an_open_session(host: Cluster) -> No
 
 def test_reload_reaches_a_session_with_keys_of_its_own(host: Cluster) -> None:
     old, new, own = new_key(), new_key(), new_key()
-    use_ring(host, old)
+    use_another_ring(host, old)
     with host.connect() as session:
         session.execute("SELECT set_config('colcrypt.key', %s, false)", [own])
         assert fetch(session, SEALED_UNDER) == key_id(own)
@@ -476,7 +489,7 @@ def test_reload_of_the_key_setting_reaches_a_session_with_keys_of_its_own(
 def test_literals_in_prepared_statements_follow_a_reload(host: Cluster) -> None:
     # A literal is sealed when its statement is parsed, which was before the reload.
     old, new = new_key(), new_key()
-    use_ring(host, old)
+    use_another_ring(host, old)
     with host.connect() as session:
         literals_follow(
             session, old, new, lambda: use_ring(host, f"{new},{old}", session)
@@ -518,18 +531,36 @@ def literals_follow(
 
 def test_the_wrong_key_names_what_is_needed_and_what_is_loaded(host: Cluster) -> None:
     old, new, newer = new_key(), new_key(), new_key()
-    use_ring(host, old)
+    use_another_ring(host, old)
     host.psql("CREATE TABLE w (secret encrypted_text); INSERT INTO w VALUES ('x')")
     use_ring(host, f"{newer},{new}")
     with host.connect() as session:
         diag = missing_key(session, "SELECT secret FROM w")
+        writing = [
+            missing_key(session, sql)
+            for sql in (
+                "INSERT INTO w VALUES ('y')",
+                "INSERT INTO w SELECT 'y' || i FROM generate_series(1, 3) i",
+                SEALED_UNDER,
+            )
+        ]
     assert (
         diag.message_primary == f"encryption key {key_id(old)} is not in the key ring"
     )
     assert diag.message_detail == f"Keys in the ring: {key_id(newer)}, {key_id(new)}."
     assert diag.message_hint
+    for refused in writing:
+        assert refused.message_primary.endswith(f", primary {key_id(newer)}")
+        assert key_id(old) in refused.message_detail
+        assert ACCEPT in refused.message_hint
+    # Nothing of the refused ring is remembered, and with the old key behind it the
+    # new one is that of a rotation.
+    known = "SELECT key_id FROM colcrypt.key"
+    assert not {key_id(newer), key_id(new)} & set(host.psql(known).split())
     use_ring(host, f"{newer},{old}")
-    assert host.psql("SELECT secret FROM w; DROP TABLE w") == "x"
+    assert host.psql("INSERT INTO w VALUES ('y'); SELECT secret FROM w") == "x\ny"
+    assert key_id(newer) in host.psql(known)
+    host.psql("DROP TABLE w")
 
 
 @pytest.mark.parametrize("session_key", [False, True])

@@ -65,6 +65,9 @@ EQ = "'=(encrypted_text,encrypted_text)'::regoperator"
 EQ_CALL = "'encrypted_text_eq(encrypted_text,encrypted_text)'::regprocedure"
 CMP_CALL = "'encrypted_text_cmp(encrypted_text,encrypted_text)'::regprocedure"
 HASH_CALL = "'encrypted_text_hash(encrypted_text)'::regprocedure"
+DECRYPT = "'decrypt(encrypted_text)'::regprocedure"
+# These two differ in their C functions only.
+AS_TRY_DECRYPT = "prosrc = 'encrypted_text_try_decrypt_wrapper'"
 TYPE = "'encrypted_text'::regtype"
 FROM_TEXT = f"castsource = 'text'::regtype AND casttarget = {TYPE}"
 BTREE = "(SELECT oid FROM family WHERE amname = 'btree')"
@@ -192,14 +195,12 @@ RULES: dict[str, Rule] = {
             a.prosecdef, a.pronargs) <>
             (b.proisstrict, b.provolatile, b.proparallel, b.proretset, b.prokind,
             b.prosecdef, b.pronargs)""",
-        proc("provolatile = 'v'", "'decrypt(encrypted_text)'::regprocedure"),
+        proc(f"{AS_TRY_DECRYPT}, provolatile = 'v'", DECRYPT),
     ),
     "function-shared-c-types": Rule(
         SHARED + """(a.prorettype <> b.prorettype
             OR a.args <> b.args)""",
-        proc(
-            "prorettype = 'bytea'::regtype", "'decrypt(encrypted_text)'::regprocedure"
-        ),
+        proc(f"{AS_TRY_DECRYPT}, prorettype = 'bytea'::regtype", DECRYPT),
     ),
     "function-that-users-call-has-a-comment": Rule(
         """SELECT p.oid::regprocedure FROM proc p

@@ -4,7 +4,6 @@ that VACUUM and ANALYZE, which keep them, work in a server that has no key."""
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 import zlib
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ from pathlib import Path
 import decryptor
 import psycopg
 import pytest
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from conftest import MakeCluster
 from harness import Cluster, Database, fetch, new_key, wait_until
@@ -64,19 +62,21 @@ def session(host: Cluster) -> Iterator[psycopg.Connection]:
         yield session
 
 
-def index_key(host: Cluster) -> bytes:
-    """The database's index key, unwrapped without colcrypt."""
-    row = host.psql("SELECT key_id, kind, wrapped_by, wrapped FROM colcrypt.key")
-    key_id, kind, wrapped_by, wrapped = row.split("|")
-    ring_key = decryptor.ring_key((host.dir / "ring.keys").read_text())
-    assert (kind, wrapped_by) == ("index", decryptor.key_id(ring_key).hex())
-    aad = b"colcrypt v1 key" + bytes.fromhex(key_id)
-    for part in (kind.encode(), b"", b""):
-        aad += len(part).to_bytes(4, "big") + part
-    nonce, sealed = decryptor.split(bytes.fromhex(wrapped.removeprefix("\\x")), 12)
-    key = AESGCM(decryptor.subkey(ring_key, "wrap")).decrypt(nonce, sealed, aad)
-    assert decryptor.key_id(key).hex() == key_id
-    return key
+def tags(host: Cluster) -> list[bytes]:
+    """The tags of VALUES, made without colcrypt."""
+    names = ("key_id", "wrapped_by", "kind", "suite")
+    row = host.psql(
+        f"SELECT {', '.join(names)}, wrapped FROM colcrypt.key WHERE kind = 'index'"
+    )
+    *identity, wrapped = row.split("|")
+    key = decryptor.unwrap_key(
+        bytes.fromhex(wrapped.removeprefix("\\x")),
+        [decryptor.ring_key((host.dir / "ring.keys").read_text())],
+        **dict(zip(names, identity)),
+    )
+    *_, kind, suite = identity
+    assert (kind, suite) == ("index", "aes-256-cmac")
+    return [decryptor.index_tag(key, text, suite) for text in VALUES]
 
 
 # Pages of indexes
@@ -120,9 +120,8 @@ def test_index_pages_hold_neither_plaintext_nor_an_unkeyed_hash(
 def test_btree_pages_do_not_even_hold_tags(
     host: Cluster, session: psycopg.Connection, build: str
 ) -> None:
-    key, pages = index_key(host), page_bytes(host, session, f"btree_{build}")
-    tags = [hmac.digest(key, text.encode(), "sha256") for text in VALUES]
-    assert [tag for tag in tags if tag[:8] in pages or tag[7::-1] in pages] == []
+    pages = page_bytes(host, session, f"btree_{build}")
+    assert [tag for tag in tags(host) if tag[:8] in pages or tag[7::-1] in pages] == []
 
 
 @pytest.mark.parametrize("index", ["twin_plain", "twin_hash", "twin_hex"])
@@ -203,13 +202,11 @@ def unkeyed_codes(session: psycopg.Connection, text: str) -> set[int]:
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_hash_codes_are_the_start_of_the_hmac_under_the_index_key(
+def test_hash_codes_are_the_start_of_the_tags_under_the_index_key(
     host: Cluster, session: psycopg.Connection, build: str
 ) -> None:
-    key = index_key(host)
-    tags = [hmac.digest(key, text.encode(), "sha256") for text in VALUES]
     codes = stored_codes(session, f"hash_{build}")
-    assert codes == {int.from_bytes(tag[:4], "big") for tag in tags}
+    assert codes == {decryptor.hash_code(tag) for tag in tags(host)}
 
 
 @pytest.mark.parametrize("build", BUILDS)

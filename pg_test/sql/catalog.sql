@@ -17,7 +17,9 @@ ORDER BY oid::regprocedure::text COLLATE "C";
 SELECT oid::regprocedure AS leakproof FROM own_function WHERE proleakproof;
 SELECT oid::regprocedure AS volatile FROM own_function
 WHERE provolatile = 'v' AND proname NOT IN
-    ('generate_key', 'rotate_column', 'key_changed', 'create_index_key', 'rewrap_keys');
+    ('generate_key', 'rotate_column', 'key_changed', 'create_index_key', 'rewrap_keys', 'create_key',
+    'rotate_key', 'shred_key', 'grant_key', 'revoke_key', 'accept_key', 'keep_masked',
+    'ring_key_remembered');
 SELECT oid::regprocedure AS depends_on_the_key_but_immutable FROM own_function
 WHERE provolatile = 'i'
     AND proname NOT IN ('ciphertext', 'fernet_token', 'inspect', 'encrypted_text_typmod_in')
@@ -26,10 +28,14 @@ WHERE provolatile = 'i'
     AND oidvectortypes(proargtypes) NOT IN ('encrypted_text, encrypted_text', 'text, text');
 SELECT oid::regprocedure AS not_parallel_safe FROM own_function
 WHERE proparallel <> 's' AND proname NOT IN ('rotate_column', 'encrypted_text_typanalyze',
-    'key_changed', 'create_index_key', 'rewrap_keys');
+    'key_changed', 'create_index_key', 'rewrap_keys', 'create_key', 'rotate_key', 'shred_key',
+    'grant_key', 'revoke_key', 'accept_key', 'keep_masked', 'ring_key_remembered',
+    'ring_keys', 'key_usage', 'droppable_keys');
 SELECT oid::regprocedure AS called_with_null FROM own_function
 WHERE NOT proisstrict
-    AND proname NOT IN ('rotate_column', 'key_changed', 'create_index_key', 'rewrap_keys');
+    AND proname NOT IN ('rotate_column', 'key_changed', 'create_index_key', 'rewrap_keys')
+    -- What has no arguments is not called with NULL.
+    AND pronargs > 0;
 SELECT oid::regprocedure AS security_definer FROM own_function WHERE prosecdef;
 SELECT oid::regprocedure AS without_comment FROM own_function
 WHERE obj_description(oid, 'pg_proc') IS NULL;
@@ -39,6 +45,22 @@ WHERE obj_description(oid, 'pg_proc') IS NULL;
 SELECT oid::regprocedure AS not_for_public FROM own_function
 WHERE NOT has_function_privilege('public', oid, 'EXECUTE')
 ORDER BY oid::regprocedure::text COLLATE "C";
+
+-- Everybody may look at the encrypted columns; at keys, monitoring roles; at what is
+-- wrapped, the owner alone.
+SELECT c.oid::regclass AS relation, relkind AS kind,
+    has_table_privilege('public', c.oid, 'SELECT') AS public,
+    has_table_privilege('pg_monitor', c.oid, 'SELECT') AS monitor,
+    obj_description(c.oid, 'pg_class') IS NOT NULL AS t
+FROM pg_class AS c
+JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid
+JOIN pg_extension AS e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+WHERE d.deptype = 'e' AND e.extname = 'colcrypt' AND relkind IN ('r', 'v')
+ORDER BY c.oid::regclass::text COLLATE "C";
+-- Keys and grants are dumped; grants of roles that are gone are not.
+SELECT t.relation::regclass, t.condition
+FROM pg_extension, unnest(extconfig, extcondition) AS t (relation, condition)
+WHERE extname = 'colcrypt' ORDER BY t.relation::regclass::text COLLATE "C";
 
 -- The type.
 SELECT typcategory, typispreferred, typstorage, typcollation, typlen, typbyval, typalign,

@@ -107,6 +107,36 @@ REVOKE EXECUTE ON FUNCTION from_ciphertext(text) FROM colcrypt_test_user;
 DROP OWNED BY colcrypt_test_user;
 DROP ROLE colcrypt_test_user;
 
+-- encrypt with the name of a key.
+SELECT colcrypt.create_key('of functions') ~ '^[0-9a-f]{8}$' AS t;
+SELECT encrypt('x', 'of functions') AS x, decrypt(encrypt('x', 'of functions')) AS x;
+SELECT name FROM colcrypt.inspect(encrypt('x', 'of functions')) JOIN colcrypt.key USING (key_id);
+SELECT encrypt(NULL, 'of functions') IS NULL AS t, encrypt('x', NULL) IS NULL AS t;
+SELECT pg_temp.outcome($$SELECT encrypt('x', 'nobody')$$);
+SELECT pg_temp.outcome($$SELECT encrypt('colcrypt:v1:x', 'of functions')$$);
+SELECT name, pg_temp.outcome(format('SELECT colcrypt.create_key(%L)', name))
+FROM unnest(ARRAY['', '#1', 'ключ', E'a\tb', repeat('x', 64), 'of functions']) AS name;
+SELECT pg_temp.outcome($$SELECT colcrypt.create_key('x', 'rot13')$$);
+SELECT command, pg_temp.outcome(format('SELECT colcrypt.%s', command))
+FROM unnest(ARRAY['rotate_key(''nobody'')', 'shred_key(''nobody'')', 'grant_key(''nobody'', ''pg_monitor'')',
+    'revoke_key(''nobody'', ''pg_monitor'')']) AS command;
+
+-- What each mode of access lets a session ask for by name.
+SET colcrypt.algorithm = 'fernet';
+CREATE TEMP TABLE asked AS SELECT encrypt('x') AS secret;
+RESET colcrypt.algorithm;
+CREATE FUNCTION pg_temp.kind_of(command text) RETURNS text LANGUAGE sql AS $$
+    SELECT regexp_replace(regexp_replace(pg_temp.outcome(command), 'colcrypt:v1:.+', 'ciphertext'), 'gAAAAA.+', 'token')
+$$;
+SELECT access, command, pg_temp.kind_of(format('SELECT %s FROM asked', command))
+FROM unnest(ARRAY['full', 'masked', 'ciphertext']) AS access,
+    LATERAL set_config('colcrypt.access', access, false) AS setting,
+    unnest(ARRAY['secret', 'secret::text', 'decrypt(secret)', 'try_decrypt(secret)', 'ciphertext(secret)',
+        'fernet_token(secret)', 'secret = secret', '(colcrypt.inspect(secret)).suite']) AS command
+WHERE setting = access;
+RESET colcrypt.access;
+DROP TABLE asked;
+
 -- generate_key: 32 random bytes, in a form that the key ring takes.
 SELECT length(colcrypt.generate_key()) AS "44",
     colcrypt.generate_key() ~ '^[A-Za-z0-9_-]{43}=$' AS t,

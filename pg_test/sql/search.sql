@@ -3,7 +3,7 @@
 -- The index key: made when it is first asked for, then always the same.
 SELECT colcrypt.create_index_key() AS id \gset
 SELECT :'id' ~ '^[0-9a-f]{8}$' AS t, colcrypt.create_index_key() = :'id' AS t;
-SELECT kind, key_id = :'id' AS t, name, state, wrapped_by FROM colcrypt.key;
+SELECT kind, key_id = :'id' AS t, name, state, wrapped_by FROM colcrypt.key WHERE kind = 'index';
 
 -- Operators.
 CREATE TABLE accounts (id int, email encrypted_text);

@@ -1,6 +1,8 @@
 //! The SQL functions that make and unmake managed keys.
 
-use colcrypt_core::{KeyId, KeyIdentity, SecretKey, Suite, fingerprint, modifier_from_name};
+use colcrypt_core::{
+    KeyId, KeyIdentity, SecretKey, Suite, fingerprint, is_key_name, modifier_from_name,
+};
 use pgrx::datum::DatumWithOid;
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::panic::ErrorReport;
@@ -14,12 +16,7 @@ use crate::keyring;
 /// `colcrypt.create_key(name, algorithm)`: makes a key and gives its id.
 #[pg_extern(sql = false)]
 fn colcrypt_create_key(name: &str, algorithm: &str) -> Result<String, ErrorReport> {
-    let printable = name.bytes().all(|byte| (b' '..=b'~').contains(&byte));
-    if name.is_empty()
-        || name.len() >= pg_sys::NAMEDATALEN as usize
-        || name.starts_with('#')
-        || !printable
-    {
+    if !is_key_name(name) {
         return Err(Error::BadKeyName.into());
     }
     let suite = Suite::ALL
@@ -43,7 +40,9 @@ fn colcrypt_create_key(name: &str, algorithm: &str) -> Result<String, ErrorRepor
             .into());
         }
     }
-    Ok(make(name, suite.name())?.to_string())
+    // What was granted to some under the old key of that name is theirs alone.
+    let restricted = table::read_grants()?.iter().any(|(key, _)| key == name);
+    Ok(make(name, suite.name(), restricted)?.to_string())
 }
 
 /// `colcrypt.rotate_key(name)`: makes a new version of a key, which seals from now
@@ -66,7 +65,7 @@ fn colcrypt_rotate_key(name: &str) -> Result<String, ErrorReport> {
         )
     })?;
     check_seen(&versions, name)?;
-    Ok(make(name, &active.suite)?.to_string())
+    Ok(make(name, &active.suite, active.restricted)?.to_string())
 }
 
 /// A row that is newer than the transaction's snapshot was read, but not updated.
@@ -110,17 +109,18 @@ fn colcrypt_shred_key(name: &str) -> Result<i64, ErrorReport> {
             let wrapped = row.wrapped.as_ref().filter(|_| !shredded);
             Spi::run_with_args(
                 "INSERT INTO colcrypt.key
-                     (key_id, name, kind, suite, state, wrapped_by, wrapped, created_at)
-                 VALUES ($1, nullif($2, ''), $3, nullif($4, ''), $5, $6, $7, $8)",
+                     (key_id, name, kind, suite, state, wrapped_by, wrapped, created_at, restricted)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                 &[
                     DatumWithOid::from(row.id.to_string()),
-                    DatumWithOid::from(row.name.as_str()),
+                    DatumWithOid::from(table::null_if_empty(&row.name)),
                     DatumWithOid::from(row.kind.name()),
-                    DatumWithOid::from(row.suite.as_str()),
+                    DatumWithOid::from(table::null_if_empty(&row.suite)),
                     DatumWithOid::from(state.name()),
                     DatumWithOid::from(wrapped.map(|wrapped| wrapped.by.to_string())),
                     DatumWithOid::from(wrapped.map(|wrapped| wrapped.key.as_slice())),
                     DatumWithOid::from(row.created_at),
+                    DatumWithOid::from(row.restricted),
                 ],
             )?;
         }
@@ -140,14 +140,22 @@ fn colcrypt_grant_key(name: &str, role: pg_sys::Oid) -> Result<(), ErrorReport> 
     table::lock()?;
     versions(name)?;
     table::as_owner(|| {
-        // The role 0 keeps the key closed if its roles are dropped.
         Spi::run_with_args(
-            "INSERT INTO colcrypt.key_grant (name, role) VALUES ($1, 0), ($1, $2)
-             ON CONFLICT DO NOTHING",
+            "INSERT INTO colcrypt.key_grant (name, role) VALUES ($1, $2) ON CONFLICT DO NOTHING",
             &[DatumWithOid::from(name), DatumWithOid::from(role)],
-        )
+        )?;
+        restrict(name, true)
     })?;
     Ok(())
+}
+
+/// Says of all versions of a key whether only some roles may use it.
+fn restrict(name: &str, restricted: bool) -> Result<(), pgrx::spi::Error> {
+    Spi::run_with_args(
+        "UPDATE colcrypt.key SET restricted = $2
+         WHERE kind OPERATOR(pg_catalog.=) 'data' AND name OPERATOR(pg_catalog.=) $1",
+        &[DatumWithOid::from(name), DatumWithOid::from(restricted)],
+    )
 }
 
 /// `colcrypt.revoke_key(name, role)`: takes back what `grant_key()` gave, and says
@@ -158,9 +166,9 @@ fn colcrypt_revoke_key(name: &str, role: pg_sys::Oid) -> Result<bool, ErrorRepor
     versions(name)?;
     let granted = |role: Option<pg_sys::Oid>| -> Result<usize, Error> {
         let grants = table::read_grants()?;
-        let grants = grants.iter().filter(|(key, to)| {
-            key == name && *to != pg_sys::InvalidOid && role.is_none_or(|role| *to == role)
-        });
+        let grants = grants
+            .iter()
+            .filter(|(key, to)| key == name && role.is_none_or(|role| *to == role));
         Ok(grants.count())
     };
     if granted(Some(role))? == 0 {
@@ -169,14 +177,11 @@ fn colcrypt_revoke_key(name: &str, role: pg_sys::Oid) -> Result<bool, ErrorRepor
     let open = granted(None)? == 1;
     table::as_owner(|| {
         Spi::run_with_args(
-            "DELETE FROM colcrypt.key_grant WHERE name OPERATOR(pg_catalog.=) $1
-             AND (role OPERATOR(pg_catalog.=) $2 OR $3)",
-            &[
-                DatumWithOid::from(name),
-                DatumWithOid::from(role),
-                DatumWithOid::from(open),
-            ],
-        )
+            "DELETE FROM colcrypt.key_grant
+             WHERE name OPERATOR(pg_catalog.=) $1 AND role OPERATOR(pg_catalog.=) $2",
+            &[DatumWithOid::from(name), DatumWithOid::from(role)],
+        )?;
+        if open { restrict(name, false) } else { Ok(()) }
     })?;
     if open {
         ErrorReport::new(
@@ -242,7 +247,7 @@ fn colcrypt_modifier_name(modifier: i32) -> Result<Option<String>, ErrorReport> 
     ))
 }
 
-fn make(name: &str, suite: &str) -> Result<KeyId, Error> {
+fn make(name: &str, suite: &str, restricted: bool) -> Result<KeyId, Error> {
     // Values say their key by its id: no other may have it.
     let taken: Vec<_> = table::read_rows()?.iter().map(|row| row.id).collect();
     let ring = keyring::current();
@@ -259,7 +264,7 @@ fn make(name: &str, suite: &str) -> Result<KeyId, Error> {
         name,
         suite,
     };
-    wrap::insert(&identity, &key)?;
+    wrap::insert(&identity, &key, restricted)?;
     Ok(id)
 }
 

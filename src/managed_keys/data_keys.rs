@@ -57,6 +57,11 @@ impl DataKey {
         &self.row.name
     }
 
+    /// Whether its material is gone.
+    pub(crate) fn is_destroyed(&self) -> bool {
+        self.row.state == State::Destroyed
+    }
+
     /// The suite that values are sealed with under it.
     pub(crate) fn suite(&self) -> Suite {
         self.suite
@@ -228,7 +233,9 @@ impl Known {
                 known.by_name.insert(row.name.clone(), number);
                 known.by_modifier.insert(modifier, number);
             }
-            let roles = grants.get(&row.name).cloned();
+            let roles = row
+                .restricted
+                .then(|| grants.get(&row.name).cloned().unwrap_or_default());
             known.any_grants |= roles.is_some();
             known.keys.push(Rc::new(DataKey {
                 row,

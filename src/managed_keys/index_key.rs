@@ -9,8 +9,9 @@ use pgrx::prelude::*;
 use super::table::{self, Kind, Row, changes};
 use super::wrap;
 use crate::backend_local::BackendLocal;
-use crate::compat;
 use crate::error::Error;
+use crate::gucs::{self, Input};
+use crate::{access, compat};
 
 /// What [`changes`] was when there was an index key.
 static SEEN_AT: BackendLocal<Cell<Option<u64>>> = BackendLocal::new(Cell::new(None));
@@ -64,10 +65,15 @@ fn tag_function(row: &Row) -> Result<TagFunction, Error> {
 
 /// To be asked before anything is locked.
 fn can_make() -> Result<(), Error> {
-    match table::cannot_write() {
-        Some(reason) => Err(Error::NoIndexKey { reason }),
-        None => wrap::can_wrap(),
+    if let Some(reason) = table::cannot_write() {
+        return Err(Error::NoIndexKey { reason });
     }
+    if access::takes_ciphertext() || gucs::input() == Input::Ciphertext {
+        let reason = "A restore or a subscription does not make one: that of its source comes \
+                      with the table colcrypt.key.";
+        return Err(Error::NoIndexKey { reason });
+    }
+    wrap::can_wrap()
 }
 
 /// Makes the index key, or waits for another session that does.
@@ -106,7 +112,7 @@ fn make_locked(function: TagFunction) -> Result<Row, Error> {
         name: "",
         suite: function.name(),
     };
-    wrap::insert(&identity, &key)?;
+    wrap::insert(&identity, &key, false)?;
     read()?.ok_or(Error::KeyTable("the new index key is not there"))
 }
 

@@ -12,6 +12,7 @@ use super::table::{self, Kind, changes};
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
 use crate::keyring::{self, ActiveRing};
+use crate::types::datum::{Call, per_value_function};
 
 /// What a key of the ring is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,3 +122,28 @@ pub(super) fn accept() -> Result<KeyId, Error> {
     }
     Ok(id)
 }
+
+// Trigger BEFORE INSERT on the key table, for keys of the ring: what is remembered
+// already is not stored again. A dump or a publisher may bring it after this
+// database has remembered it by itself.
+per_value_function!("colcrypt_ring_key_remembered", |call| {
+    let call: Call<'_> = call;
+    // SAFETY: fired as the table's trigger is defined: before an INSERT of a row.
+    let row = call.trigger().map(|trigger| unsafe {
+        let descriptor = (*trigger.tg_relation).rd_att;
+        // The first column, which is not null.
+        let id = pg_sys::nocachegetattr(trigger.tg_trigtuple, 1, descriptor);
+        (trigger.tg_trigtuple, String::from_datum(id, false))
+    });
+    match row {
+        Some((row, Some(id))) => {
+            let remembered = Error::unwrap_or_raise(remembered());
+            if remembered.iter().any(|known| known.to_string() == id) {
+                pg_sys::Datum::null()
+            } else {
+                row.into()
+            }
+        }
+        _ => pg_sys::Datum::null(),
+    }
+});

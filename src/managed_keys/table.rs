@@ -74,6 +74,8 @@ pub(super) struct Row {
     /// None for a key of the ring and a destroyed one.
     pub(super) wrapped: Option<Wrapped>,
     pub(super) created_at: TimestampWithTimeZone,
+    /// Whether only the roles that it is granted to may use it.
+    pub(super) restricted: bool,
 }
 
 /// Wrapped key material.
@@ -150,7 +152,7 @@ pub(super) fn read_rows() -> Result<Vec<Row>, Error> {
         return Err(Error::KeyTable("logical decoding does not read it"));
     }
     let mut rows = Vec::new();
-    for_each_row::<8>(table()?, |columns| {
+    for_each_row::<9>(table()?, |columns| {
         let kind = columns.text(2);
         let kind = Kind::ALL
             .into_iter()
@@ -171,6 +173,7 @@ pub(super) fn read_rows() -> Result<Vec<Row>, Error> {
                 created_at: columns
                     .get(7)
                     .ok_or(Error::KeyTable("a key has no time of creation"))?,
+                restricted: columns.get(8).unwrap_or(true),
             });
         }
         Ok(())
@@ -178,8 +181,7 @@ pub(super) fn read_rows() -> Result<Vec<Row>, Error> {
     Ok(rows)
 }
 
-/// The grants: names of keys, each with a role that may use it; the invalid OID
-/// keeps a key closed whose other roles are gone.
+/// The grants: names of keys, each with a role that may use it.
 ///
 /// # Errors
 /// [`Error::KeyTable`].
@@ -357,8 +359,15 @@ pub(super) fn cannot_write() -> Option<&'static str> {
     }
 }
 
+/// How an empty name or suite is stored.
+pub(super) fn null_if_empty(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
 /// Runs `work` with the rights of the table's owner: what the extension does in
-/// its own tables does not depend on the caller's.
+/// its own tables does not depend on the caller's. Operators and functions in it
+/// are found by the caller's search path, so each is named with its schema; also
+/// those that hide, as `=` does in `nullif()`, `IN` and `CASE`.
 ///
 /// # Errors
 /// [`Error::KeyTable`].

@@ -18,26 +18,33 @@ pub(super) fn can_wrap() -> Result<(), Error> {
     ring_guard::check(ring_guard::Use::Wrap)
 }
 
-/// Stores a new, active key, wrapped under the ring's primary.
+/// Stores a new, active key, wrapped under the ring's primary. `restricted` as in
+/// the table.
 ///
 /// # Errors
 /// [`Error::NoKeyRing`], [`Error::UnknownPrimary`], [`Error::KeyTable`].
-pub(super) fn insert(identity: &KeyIdentity<'_>, key: &SecretKey) -> Result<(), Error> {
+pub(super) fn insert(
+    identity: &KeyIdentity<'_>,
+    key: &SecretKey,
+    restricted: bool,
+) -> Result<(), Error> {
     can_wrap()?;
     let ring = keyring::current();
     let wrapping = ring.wrapping_key()?;
     let wrapped = wrap_key(wrapping, identity, key)?;
     table::as_owner(|| {
         Spi::run_with_args(
-            "INSERT INTO colcrypt.key (key_id, name, kind, suite, state, wrapped_by, wrapped)
-             VALUES ($1, nullif($2, ''), $3, $4, 'active', $5, $6)",
+            "INSERT INTO colcrypt.key
+                 (key_id, name, kind, suite, state, wrapped_by, wrapped, restricted)
+             VALUES ($1, $2, $3, $4, 'active', $5, $6, $7)",
             &[
                 DatumWithOid::from(identity.id.to_string()),
-                DatumWithOid::from(identity.name),
+                DatumWithOid::from(table::null_if_empty(identity.name)),
                 DatumWithOid::from(identity.kind),
                 DatumWithOid::from(identity.suite),
                 DatumWithOid::from(wrapping.id().to_string()),
                 DatumWithOid::from(wrapped.as_slice()),
+                DatumWithOid::from(restricted),
             ],
         )
     })

@@ -100,13 +100,18 @@ impl Rotation {
 struct Fresh {
     modifier: i32,
     /// The last key that was asked for.
-    last: Option<(KeyId, Sealer, (Suite, KeyId))>,
+    last: Option<(KeyId, Option<(Sealer, (Suite, KeyId))>)>,
+    /// Destroyed keys that were told of.
+    destroyed: Vec<KeyId>,
 }
 
 impl Fresh {
     fn new(modifier: i32) -> Self {
-        let last = None;
-        Self { modifier, last }
+        Self {
+            modifier,
+            last: None,
+            destroyed: Vec::new(),
+        }
     }
 
     /// What a value with this header is to be sealed under, if not as it is.
@@ -115,13 +120,27 @@ impl Fresh {
     /// As [`Sealer::of_stored_value`].
     fn sealer_if_stale(&mut self, header: (Suite, KeyId)) -> Result<Option<&Sealer>, Error> {
         let (_, id) = header;
-        if self.last.as_ref().is_none_or(|(known, ..)| *known != id) {
+        if self.last.as_ref().is_none_or(|(known, _)| *known != id) {
             let sealer = Sealer::of_stored_value(id, self.modifier)?;
-            let fresh = sealer.header()?;
-            self.last = Some((id, sealer, fresh));
+            let fresh = match sealer {
+                Some(sealer) => {
+                    let fresh = sealer.header()?;
+                    Some((sealer, fresh))
+                }
+                None => {
+                    if !self.destroyed.contains(&id) {
+                        pgrx::notice!(
+                            "values under destroyed encryption key {id} stay as they are"
+                        );
+                        self.destroyed.push(id);
+                    }
+                    None
+                }
+            };
+            self.last = Some((id, fresh));
         }
-        let last = self.last.as_ref();
-        Ok(last.and_then(|(_, sealer, fresh)| (*fresh != header).then_some(sealer)))
+        let last = self.last.as_ref().and_then(|(_, last)| last.as_ref());
+        Ok(last.and_then(|(sealer, fresh)| (*fresh != header).then_some(sealer)))
     }
 }
 

@@ -28,7 +28,7 @@ mod wrapping;
 
 pub use blind_index::{IndexKey, Tag, TagFunction};
 pub use key::{Key, KeyId};
-pub use modifier::{modifier_from_name, parse_modifier, show_modifier};
+pub use modifier::{is_key_name, modifier_from_name, parse_modifier, show_modifier};
 pub use nonce::{NonceSource, Nonces, RandomError};
 pub use ring::{KeyRing, RingKey};
 pub use ring_text::{Entry, RingTextError};

@@ -2,6 +2,14 @@
 
 use sha2::{Digest, Sha256};
 
+/// Whether a key can have this name: 1 to 63 characters of printable ASCII, which
+/// is the same in every encoding of a database, not `#` at the start.
+pub fn is_key_name(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && !name.starts_with('#')
+        && name.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
 /// The first 31 bits of `SHA-256("colcrypt v1 key name" | name)`.
 pub fn modifier_from_name(name: &str) -> i32 {
     let digest = Sha256::new()
@@ -44,6 +52,16 @@ mod tests {
             "00000001",
         ] {
             assert_eq!(parse_modifier(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_are_printable_and_short() {
+        for good in ["pii", "My key", "a#", "~", &"x".repeat(63)] {
+            assert!(is_key_name(good), "{good}");
+        }
+        for bad in ["", "#1", "k\u{e9}", "a\tb", "\u{7f}", &"x".repeat(64)] {
+            assert!(!is_key_name(bad), "{bad}");
         }
     }
 

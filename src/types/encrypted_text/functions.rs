@@ -21,11 +21,8 @@ fn encrypted_text_encrypt_under(
     text: Text<'_>,
     key: &core::ffi::CStr,
 ) -> Result<EncryptedTextBuf, ErrorReport> {
-    if is_reserved(&text) {
-        return Err(Error::ReservedPrefix(Wire::Text).into());
-    }
     let sealer = Sealer::named(&key.to_string_lossy())?;
-    Ok(sealer.seal(&text)?)
+    Ok(sealing::take_in_under(&text, Wire::Text, || Ok(sealer))?)
 }
 
 #[pg_extern(sql = false)]

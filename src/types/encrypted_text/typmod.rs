@@ -4,7 +4,7 @@
 
 use core::ffi::CStr;
 
-use colcrypt_core::{modifier_from_name, parse_modifier, show_modifier};
+use colcrypt_core::{is_key_name, modifier_from_name, parse_modifier, show_modifier};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
@@ -21,11 +21,11 @@ fn encrypted_text_typmod_in(modifiers: Array<'_, &CStr>) -> Result<i32, ErrorRep
         return Err(Error::BadTypmod.into());
     };
     let name = name.to_str().map_err(|_| Error::BadTypmod)?;
-    if name.is_empty() || name.len() >= pg_sys::NAMEDATALEN as usize {
-        return Err(Error::BadTypmod.into());
-    }
     if name.starts_with('#') {
         return Ok(parse_modifier(name).ok_or(Error::BadTypmod)?);
+    }
+    if !is_key_name(name) {
+        return Err(Error::BadTypmod.into());
     }
     Ok(modifier_from_name(name))
 }
