@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 . scripts/cluster.sh
 
 CANARY=canary-in-the-coal-mine
+SSN=078-05-1120
 last= # what was told last: claims in a row stand together
 
 main() {
@@ -15,6 +16,10 @@ main() {
     nothing_on_disk
     what_is_stored
     rotate
+    own_key
+    rotate_own_key
+    masked_role
+    dump
     without_key
     fernet
     printf '\ndemo: all steps held\n'
@@ -25,7 +30,8 @@ start_server() {
     OLD_KEY=$(make_key)
     cluster_start target/demo
     printf '%s\n' "$OLD_KEY" | cluster_file ring.keys
-    cluster_conf "colcrypt.key_file = '$CLUSTER_DIR/ring.keys'"
+    cluster_conf "colcrypt.key_file = '$CLUSTER_DIR/ring.keys'" \
+        "session_preload_libraries = 'colcrypt'"
     cluster_reload
     run ls -l "$CLUSTER_DIR/ring.keys"
 }
@@ -96,6 +102,66 @@ rotate() {
     NEW_KEY=$new_key
 }
 
+own_key() {
+    step "A column with a key of its own, which the database keeps, wrapped by the ring's primary"
+    show "SELECT colcrypt.create_key('pii')"
+    show "CREATE TABLE people (id int PRIMARY KEY, name text, ssn encrypted_text(pii))"
+    show "INSERT INTO people VALUES (1, 'Ann', '$SSN'), (2, 'Bob', '219-09-9999')"
+    show "SELECT relation, column_name, type, key_name FROM colcrypt.columns"
+    show "SELECT key_id, name, kind, state, wrapped_by, loaded FROM colcrypt.keys"
+    holds "the values are under that key" query_gives pii "
+        SELECT DISTINCT k.name FROM people, colcrypt.inspect(ssn) JOIN colcrypt.keys AS k USING (key_id)"
+    holds "and read back" query_gives "$SSN" "SELECT ssn FROM people WHERE id = 1"
+}
+
+rotate_own_key() {
+    step "Its rotation: a new version encrypts, the old one goes on decrypting until all has moved"
+    show "SELECT colcrypt.rotate_key('pii')"
+    show "SELECT * FROM colcrypt.key_usage('people', 'ssn')"
+    show "SELECT rotate_column('people', 'ssn')"
+    show "SELECT * FROM colcrypt.key_usage('people', 'ssn')"
+    holds "nothing is left under the old version" \
+        query_gives f "SELECT bool_or(stale) FROM colcrypt.key_usage('people', 'ssn')"
+    holds "the values read back" query_gives "$SSN" "SELECT ssn FROM people WHERE id = 1"
+}
+
+masked_role() {
+    step "A masked role: it writes, and neither reads nor compares"
+    show "CREATE ROLE analyst LOGIN"
+    show "ALTER ROLE analyst SET colcrypt.access = 'masked'"
+    show "GRANT SELECT, INSERT ON people TO analyst"
+    note "As analyst:"
+    with PGUSER=analyst show "SELECT * FROM people"
+    with PGUSER=analyst show_error "SELECT name FROM people WHERE ssn = '$SSN'"
+    with PGUSER=analyst show "INSERT INTO people VALUES (3, 'Eve', '457-55-5462')"
+    holds "analyst sees the mask" with PGUSER=analyst query_gives 3 \
+        "SELECT count(*) FROM people WHERE ssn::text = '********'"
+    holds "comparing is refused with 42501, insufficient_privilege" with PGUSER=analyst query_fails_with 42501 \
+        "SELECT name FROM people WHERE ssn = '$SSN'"
+    holds "so is asking for the plaintext" with PGUSER=analyst query_fails_with 42501 \
+        "SELECT decrypt(ssn) FROM people"
+    holds "and lifting the mask" with PGUSER=analyst query_fails_with 42501 "SET colcrypt.access = 'full'"
+    holds "what analyst wrote is there for others" \
+        query_gives 457-55-5462 "SELECT ssn FROM people WHERE id = 3"
+}
+
+dump() {
+    local file=$CLUSTER_DIR/people.sql
+    step "pg_dump gives ciphertext; psql takes it back, if a superuser says so"
+    run pg_dump --table people --file "$file"
+    sed -n '/^COPY/,/^\\\./s/^/  /p' "$file" | cut -c 1-100
+    holds "the dump does not hold the plaintext" file_lacks "$file" "$SSN"
+    run pg_dump --file "$file"
+    query "CREATE DATABASE restored"
+    printf '\n  $ %s\n' "PGOPTIONS='-c colcrypt.input=ciphertext' psql -d restored -f $file"
+    with PGOPTIONS="-c colcrypt.input=ciphertext" \
+        psql -X -q -v ON_ERROR_STOP=1 -o /dev/null -d restored -f "$file"
+    holds "with the same key ring it reads there as before" \
+        with PGDATABASE=restored query_gives "$SSN" "SELECT ssn FROM people WHERE id = 1"
+    holds "and the index finds its row" with PGDATABASE=restored query_gives 1000 \
+        "SELECT id FROM users WHERE api_token = '$CANARY'"
+}
+
 without_key() {
     step "Without the key there is no data, and a clear error"
     cluster_conf "colcrypt.key_file = ''"
@@ -158,6 +224,13 @@ run() {
     printf '\n  $ %s\n' "$*"
     last=run
     "$@" | sed 's/^/  /'
+}
+
+# with NAME=VALUE COMMAND…: runs the command with this in its environment.
+with() {
+    local -x "$1"
+    shift
+    "$@"
 }
 
 # Checking

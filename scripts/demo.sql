@@ -48,5 +48,5 @@ SELECT rotate_column('users', 'api_token');
 -- What the index goes by is made with a key that the database keeps, wrapped by the key
 -- ring's primary. After a change of the primary this wraps it anew; here it is as it
 -- should be.
-SELECT kind, key_id, wrapped_by FROM colcrypt.key;
+SELECT kind, key_id, wrapped_by FROM colcrypt.keys;
 SELECT colcrypt.rewrap_keys();

@@ -49,24 +49,59 @@ WHERE k.kind <> 'ring';
 COMMENT ON VIEW colcrypt.keys IS 'keys of the ring, and keys that the database keeps';
 GRANT SELECT ON colcrypt.keys TO pg_monitor;
 
-CREATE VIEW colcrypt.columns AS
-WITH RECURSIVE encrypted(type, modifier) AS (
-    SELECT 'encrypted_text'::regtype::oid, NULL::integer
-    UNION ALL
-    SELECT d.oid, coalesce(nullif(d.typtypmod, -1), e.modifier)
-    FROM pg_catalog.pg_type AS d
-         JOIN encrypted AS e ON d.typbasetype = e.type
-    WHERE d.typtype = 'd'
+-- Types whose values are encrypted, or hold encrypted values.
+CREATE VIEW colcrypt.encrypted_type AS
+WITH RECURSIVE encrypted(type, modifier, is_value) AS (
+    SELECT 'encrypted_text'::regtype::oid, NULL::integer, true
+    UNION
+    SELECT t.type, coalesce(nullif(t.modifier, -1), e.modifier), e.is_value AND t.is_domain
+    FROM encrypted AS e
+         CROSS JOIN LATERAL (
+             SELECT d.oid, d.typtypmod, true
+             FROM pg_catalog.pg_type AS d
+             WHERE d.typbasetype = e.type AND d.typtype = 'd'
+             UNION ALL
+             SELECT d.oid, -1, false
+             FROM pg_catalog.pg_type AS d
+             WHERE d.typelem = e.type AND d.typcategory = 'A'
+             UNION ALL
+             SELECT c.reltype, -1, false
+             FROM pg_catalog.pg_attribute AS m
+                  JOIN pg_catalog.pg_class AS c ON c.oid = m.attrelid
+             WHERE m.atttypid = e.type AND NOT m.attisdropped AND c.reltype <> 0
+             UNION ALL
+             SELECT r.rngtypid, -1, false
+             FROM pg_catalog.pg_range AS r
+             WHERE r.rngsubtype = e.type
+             UNION ALL
+             SELECT r.rngmultitypid, -1, false
+             FROM pg_catalog.pg_range AS r
+             WHERE r.rngsubtype = e.type
+         ) AS t(type, modifier, is_domain)
 )
+SELECT type, max(modifier) AS modifier, bool_or(is_value) AS is_value
+FROM encrypted
+GROUP BY type;
+COMMENT ON VIEW colcrypt.encrypted_type IS
+    'types whose values are encrypted (is_value), or hold encrypted values, as arrays and composites do';
+GRANT SELECT ON colcrypt.encrypted_type TO PUBLIC;
+
+CREATE VIEW colcrypt.columns AS
 SELECT a.attrelid::regclass AS relation,
        a.attname AS column_name,
        pg_catalog.format_type(a.atttypid, a.atttypmod) AS type,
-       colcrypt.modifier_name(coalesce(nullif(a.atttypmod, -1), e.modifier)) AS key_name,
+       CASE WHEN e.is_value
+           THEN colcrypt.modifier_name(coalesce(nullif(a.atttypmod, -1), e.modifier))
+       END AS key_name,
        ARRAY(
            SELECT pg_catalog.format('%s (%s): %s', i.indexrelid::regclass, m.amname,
                       CASE
                           WHEN NOT a.attnum = ANY (i.indkey)
                               THEN 'what its expressions and conditions say of the value'
+                          WHEN NOT EXISTS (
+                                   SELECT FROM pg_catalog.generate_series(0, i.indnkeyatts - 1) AS k
+                                   WHERE i.indkey[k] = a.attnum)
+                              THEN 'nothing but lengths: the value is included, not searched'
                           WHEN m.amname = 'hash'
                               THEN 'which rows have equal values, up to collisions of 32 bits'
                           WHEN m.amname = 'btree'
@@ -87,7 +122,7 @@ SELECT a.attrelid::regclass AS relation,
                         AND d.refobjsubid = a.attnum))
            ORDER BY c.relname
        ) AS indexes
-FROM encrypted AS e
+FROM colcrypt.encrypted_type AS e
      JOIN pg_catalog.pg_attribute AS a ON a.atttypid = e.type
      JOIN pg_catalog.pg_class AS t ON t.oid = a.attrelid
 WHERE NOT a.attisdropped
@@ -111,35 +146,122 @@ CREATE FUNCTION colcrypt.key_usage(
 COMMENT ON FUNCTION colcrypt.key_usage(regclass, name) IS
     'how many values of a column are under which key, and whether a rotation would move them';
 
+CREATE FUNCTION colcrypt.keys_in_index(index regclass, key_ids text[]) RETURNS SETOF text
+    AS 'MODULE_PATHNAME', 'colcrypt_keys_in_index_wrapper'
+    LANGUAGE c STABLE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION colcrypt.keys_in_index(regclass, text[]) IS
+    'those of the keys that the pages of an index still mention: until REINDEX it needs them';
+REVOKE EXECUTE ON FUNCTION colcrypt.keys_in_index(regclass, text[]) FROM PUBLIC;
+
+-- A constant in an expression was sealed when it was parsed, and is stored as
+-- PostgreSQL prints nodes: its bytes as signed numbers, after a length word of four
+-- bytes the format and the key id.
+CREATE FUNCTION colcrypt.sealed_constants(OUT object text, OUT key_id text) RETURNS SETOF record
+    LANGUAGE sql STABLE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH expression(class, object, part, tree) AS (
+        SELECT 'pg_class'::regclass, adrelid, adnum, adbin::text FROM pg_attrdef
+        UNION ALL
+        SELECT 'pg_constraint'::regclass, oid, 0, conbin::text FROM pg_constraint
+        UNION ALL
+        SELECT 'pg_rewrite'::regclass, oid, 0, concat(ev_qual::text, ev_action::text) FROM pg_rewrite
+        UNION ALL
+        SELECT 'pg_policy'::regclass, oid, 0, concat(polqual::text, polwithcheck::text) FROM pg_policy
+        UNION ALL
+        SELECT 'pg_proc'::regclass, oid, 0, concat(proargdefaults::text, prosqlbody::text) FROM pg_proc
+        UNION ALL
+        SELECT 'pg_trigger'::regclass, oid, 0, tgqual::text FROM pg_trigger
+        UNION ALL
+        SELECT 'pg_class'::regclass, indexrelid, 0, concat(indexprs::text, indpred::text) FROM pg_index
+        UNION ALL
+        SELECT 'pg_class'::regclass, oid, 0, relpartbound::text FROM pg_class
+        UNION ALL
+        SELECT 'pg_type'::regclass, oid, 0, typdefaultbin::text FROM pg_type
+        UNION ALL
+        SELECT 'pg_publication_rel'::regclass, oid, 0, prqual::text FROM pg_publication_rel
+        UNION ALL
+        SELECT 'pg_statistic_ext'::regclass, oid, 0, stxexprs::text FROM pg_statistic_ext
+    )
+    SELECT pg_describe_object(e.class, e.object, e.part),
+           string_agg(lpad(to_hex((b.byte::integer + 256) % 256), 2, '0'), '' ORDER BY b.number)
+    FROM colcrypt.encrypted_type AS t
+         JOIN expression AS e ON e.tree LIKE format('%%:consttype %s %%', t.type)
+         CROSS JOIN LATERAL regexp_matches(
+             e.tree,
+             format('{CONST :consttype %s [^}]*?:constvalue \d+ \[ (?:-?\d+ ){5}(-?\d+) (-?\d+) (-?\d+) (-?\d+) ',
+                    t.type),
+             'g') WITH ORDINALITY AS m(bytes, number)
+         CROSS JOIN LATERAL unnest(m.bytes) WITH ORDINALITY AS b(byte, number)
+    WHERE t.is_value
+    GROUP BY e.class, e.object, e.part, m.number
+$$;
+COMMENT ON FUNCTION colcrypt.sealed_constants() IS
+    'constants in defaults, constraints, views and other expressions, with the keys they are sealed under';
+REVOKE EXECUTE ON FUNCTION colcrypt.sealed_constants() FROM PUBLIC;
+
 CREATE FUNCTION colcrypt.droppable_keys(
     OUT key_id text,
     OUT name text,
     OUT kind text,
     OUT rows numeric,
     OUT managed_keys bigint,
+    OUT constants bigint,
+    OUT indexes regclass[],
     OUT may_be_dropped boolean
 ) RETURNS SETOF record
     LANGUAGE sql STABLE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
-    WITH used AS (
+    WITH holder AS MATERIALIZED (
+        SELECT a.attrelid AS relation, a.attname AS column_name, e.is_value
+        FROM colcrypt.encrypted_type AS e
+             JOIN pg_attribute AS a ON a.atttypid = e.type AND NOT a.attisdropped
+             JOIN pg_class AS t ON t.oid = a.attrelid AND t.relkind IN ('r', 'm')
+        WHERE NOT pg_is_other_temp_schema(t.relnamespace)
+          -- Its parent's rows are counted with it.
+          AND NOT (a.attinhcount > 0 AND EXISTS (
+                  SELECT FROM pg_inherits AS h JOIN pg_class AS p ON p.oid = h.inhparent
+                  WHERE h.inhrelid = t.oid AND p.relkind = 'r'))
+    ), used AS MATERIALIZED (
         SELECT u.key_id, sum(u.rows) AS rows
-        FROM colcrypt.columns AS c
-             JOIN pg_class AS t ON t.oid = c.relation AND t.relkind IN ('r', 'm')
-             CROSS JOIN LATERAL colcrypt.key_usage(c.relation, c.column_name) AS u
+        FROM holder AS h
+             CROSS JOIN LATERAL colcrypt.key_usage(h.relation, h.column_name) AS u
+        WHERE h.is_value
         GROUP BY u.key_id
+    ), constant AS MATERIALIZED (
+        SELECT c.key_id, count(*) AS constants FROM colcrypt.sealed_constants() AS c GROUP BY c.key_id
+    ), key AS MATERIALIZED (
+        SELECT k.* FROM colcrypt.keys AS k
+    ), mention AS MATERIALIZED (
+        SELECT m.key_id, array_agg(m.index ORDER BY m.index) AS indexes
+        FROM (
+            SELECT DISTINCT i.indexrelid::regclass AS index, x.key_id
+            FROM pg_attribute AS a
+                 JOIN colcrypt.encrypted_type AS e ON e.type = a.atttypid
+                 JOIN pg_class AS c ON c.oid = a.attrelid AND c.relkind = 'i'
+                 JOIN pg_index AS i ON i.indexrelid = c.oid
+                 CROSS JOIN LATERAL colcrypt.keys_in_index(
+                     i.indexrelid, (SELECT array_agg(k.key_id) FROM key AS k)) AS x(key_id)
+            WHERE NOT pg_is_other_temp_schema(c.relnamespace)
+        ) AS m
+        GROUP BY m.key_id
     )
-    SELECT k.key_id, k.name, k.kind, coalesce(u.rows, 0), w.keys,
-           k.state = 'retired' AND u.rows IS NULL AND w.keys = 0
-    FROM colcrypt.keys AS k
+    SELECT k.key_id, k.name, k.kind, coalesce(u.rows, 0), w.keys, coalesce(c.constants, 0),
+           coalesce(m.indexes, '{}'),
+           k.state = 'retired' AND u.rows IS NULL AND w.keys = 0 AND c.constants IS NULL
+               AND m.indexes IS NULL
+               -- What arrays and composites are under is not known.
+               AND NOT EXISTS (SELECT FROM holder AS h WHERE NOT h.is_value)
+    FROM key AS k
          LEFT JOIN used AS u ON u.key_id = k.key_id
-         CROSS JOIN LATERAL (
-             SELECT count(*) AS keys FROM colcrypt.keys AS m WHERE m.wrapped_by = k.key_id
-         ) AS w
+         LEFT JOIN constant AS c ON c.key_id = k.key_id
+         LEFT JOIN mention AS m ON m.key_id = k.key_id
+         CROSS JOIN LATERAL (SELECT count(*) AS keys FROM key AS m WHERE m.wrapped_by = k.key_id) AS w
     WHERE k.kind IN ('ring', 'data')
 $$;
 COMMENT ON FUNCTION colcrypt.droppable_keys() IS
-    'keys, with what is under each in tables, and whether a key of the past is needed by none of them';
+    'keys, with what is under each in this database, and whether a key of the past is needed by none of it';
 REVOKE EXECUTE ON FUNCTION colcrypt.droppable_keys() FROM PUBLIC;
 
 CREATE FUNCTION colcrypt.keep_masked() RETURNS trigger

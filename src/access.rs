@@ -26,13 +26,18 @@ pub(crate) fn show<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
 #[cold]
 fn show_as_set<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
     let access = gucs::access();
-    if let Some(export) = export()
-        && !gucs::dump_plaintext()
-    {
+    if let Some(export) = export() {
+        // A dump of masks is a lost backup.
         if export == Export::Dump && access == Access::Masked {
             return Err(Error::DumpOfMasks.into());
         }
-        return Ok(sealing::copied(encode_text(stored).as_bytes()));
+        // Logical decoding reads no key table.
+        if !gucs::dump_plaintext()
+            || (export == Export::Decoding && !sealing::is_under_ring(stored))
+        {
+            return Ok(sealing::copied(encode_text(stored).as_bytes()));
+        }
+        return sealing::open(stored);
     }
     match access {
         Access::Full => open_or_instead(stored),
@@ -177,8 +182,10 @@ pub(crate) fn check_compare_value(stored: &[u8]) -> Result<(), Error> {
 enum Export {
     /// pg_dump.
     Dump,
-    /// A walsender, or logical decoding elsewhere.
-    Replication,
+    /// What a walsender reads: the first copy of a subscription.
+    Copy,
+    /// Logical decoding, in a walsender or elsewhere.
+    Decoding,
 }
 
 /// Whether it is worth asking for [`export`]. Looked at for every value.
@@ -199,10 +206,10 @@ fn may_export() -> bool {
 fn export() -> Option<Export> {
     // SAFETY: as in `may_export`.
     unsafe {
-        if pg_sys::am_walsender
-            || (!pg_sys::MyReplicationSlot.is_null() && pg_sys::HistoricSnapshotActive())
-        {
-            Some(Export::Replication)
+        if !pg_sys::MyReplicationSlot.is_null() && pg_sys::HistoricSnapshotActive() {
+            Some(Export::Decoding)
+        } else if pg_sys::am_walsender {
+            Some(Export::Copy)
         } else {
             (application() == Some(c"pg_dump")).then_some(Export::Dump)
         }
@@ -216,8 +223,9 @@ pub(crate) fn takes_ciphertext() -> bool {
     // SAFETY: read the state of this backend.
     unsafe {
         pg_sys::IsLogicalWorker()
+            // Who has logged in, not whose rights a function runs with.
             || (application() == Some(c"pg_restore")
-                && (pg_sys::superuser() || pg_sys::superuser_arg(pg_sys::GetSessionUserId())))
+                && pg_sys::superuser_arg(pg_sys::GetAuthenticatedUserId()))
     }
 }
 

@@ -247,6 +247,14 @@ pub(crate) fn in_vacuum() -> bool {
 /// Flag of a scan key: the column is descending (src/include/access/nbtree.h).
 pub(crate) const SK_BT_DESC: i32 = (pg_sys::INDOPTION_DESC as i32) << 24;
 
+/// Whether values may be compared by something else than their tags, where these
+/// cannot be made: ANALYZE must not fail for want of a key; and pg_upgrade only
+/// builds the catalogs, with the bounds of partitions, and reads no row.
+pub(crate) fn order_is_free() -> bool {
+    // SAFETY: reads a variable that is set when the server starts.
+    collects_statistics() || unsafe { pg_sys::IsBinaryUpgrade }
+}
+
 /// Whether this backend collects statistics, as autovacuum or as an ANALYZE that
 /// reports its progress (`track_activities`, on by default).
 pub(crate) fn collects_statistics() -> bool {

@@ -83,6 +83,8 @@ pub(crate) enum Error {
     LoadedTooLate,
     #[error("this database has no index key yet")]
     NoIndexKey { reason: &'static str },
+    #[error("this database has no index key yet")]
+    IndexKeyToCome,
     #[error("this database has an index key already, for {algorithm}")]
     OtherIndexKey { algorithm: &'static str },
     #[error("managed key {key} is wrapped by key {wrapping}, which is not in the key ring")]
@@ -110,6 +112,8 @@ pub(crate) enum Error {
         kind: &'static str,
         hint: &'static str,
     },
+    #[error("\"{relation}\" is not an index")]
+    NotIndex { relation: String },
     #[error("cannot access temporary tables of other sessions")]
     OtherTemp,
     #[error("column \"{column}\" of relation \"{relation}\" does not exist")]
@@ -198,6 +202,7 @@ impl Error {
             | Self::UnknownWrappingKey { .. }
             | Self::LoadedTooLate
             | Self::OtherIndexKey { .. }
+            | Self::IndexKeyToCome
             | Self::NoIndexKey { .. } => Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::Damaged { .. }
             | Self::Malformed
@@ -221,7 +226,7 @@ impl Error {
             Self::Random(_) | Self::KeyTable(_) => Code::ERRCODE_INTERNAL_ERROR,
             Self::NoOrder => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::NoRelation(_) => Code::ERRCODE_UNDEFINED_TABLE,
-            Self::NotTable { .. } => Code::ERRCODE_WRONG_OBJECT_TYPE,
+            Self::NotTable { .. } | Self::NotIndex { .. } => Code::ERRCODE_WRONG_OBJECT_TYPE,
             Self::OtherTemp => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::NoColumn { .. } => Code::ERRCODE_UNDEFINED_COLUMN,
             Self::WrongType { .. } => Code::ERRCODE_DATATYPE_MISMATCH,
@@ -257,6 +262,10 @@ impl Error {
                 Some(format!("It was encrypted with: {}.", ids.join(", ")))
             }
             Self::LoadedTooLate => Some("Its settings could not take effect.".to_owned()),
+            Self::IndexKeyToCome => Some(
+                "A restore or a subscription does not make one: that of its source is to come."
+                    .to_owned(),
+            ),
             Self::NoIndexKey { reason } => Some((*reason).to_owned()),
             Self::BadTextForm { reason, .. } | Self::BadFernetToken { reason } => {
                 let reason = reason.to_string();
@@ -338,6 +347,10 @@ impl Error {
             Self::NoIndexKey { .. } => {
                 "Comparing encrypted values needs it. SELECT colcrypt.create_index_key() makes it, \
                  in a transaction that can write, on the primary server."
+            }
+            Self::IndexKeyToCome => {
+                "Restore the data of schema colcrypt first, as with pg_restore --data-only \
+                 --schema=colcrypt, or publish and subscribe to the table colcrypt.key first."
             }
             Self::OtherIndexKey { .. } => {
                 "Indexes are in the order of its tags, so it never changes. In a new database, \

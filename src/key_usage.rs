@@ -1,8 +1,9 @@
-//! `colcrypt.key_usage()`: which keys the values of a column are under.
+//! `colcrypt.key_usage()`: which keys the values of a column are under; and
+//! `colcrypt.keys_in_index()`: which keys an index still needs.
 
 use core::ffi::CStr;
 
-use colcrypt_core::{KeyId, Suite};
+use colcrypt_core::{KeyId, Stored, Suite};
 use pgrx::iter::TableIterator;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -107,6 +108,62 @@ fn read(relation: pg_sys::Oid, column: &CStr) -> Result<Vec<Usage>, Error> {
         Ok(usage)
     })
     .map_err(|_: pgrx::spi::Error| Error::KeyTable("the values could not be counted"))
+}
+
+/// Those of `key_ids` that the pages of an index mention in what looks like the
+/// header of a stored value: in entries of rows, of rows that are gone, in copies in
+/// inner pages, and in space that is free. Whoever finds none needs no `REINDEX`.
+#[pg_extern(sql = false)]
+fn colcrypt_keys_in_index(
+    index: pg_sys::Oid,
+    key_ids: Vec<String>,
+) -> Result<pgrx::iter::SetOfIterator<'static, String>, ErrorReport> {
+    let mut missing: Vec<_> = key_ids
+        .into_iter()
+        .filter_map(|text| {
+            Some((
+                KeyId(u32::from_str_radix(&text, 16).ok()?.to_be_bytes()),
+                text,
+            ))
+        })
+        .collect();
+    let mut found = Vec::new();
+    if target::relation_kind(index) != pg_sys::RELKIND_INDEX {
+        let relation = target::relation_name(index).unwrap_or_else(|| index.to_u32().to_string());
+        return Err(Error::NotIndex { relation }.into());
+    }
+    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    // SAFETY: the sequence is that of PostgreSQL's own scans of all pages of an
+    // index (btvacuumscan()); a page is not looked at without its lock.
+    unsafe {
+        let relation = pg_sys::index_open(index, lock);
+        let fork = pg_sys::ForkNumber::MAIN_FORKNUM;
+        for block in 0..pg_sys::RelationGetNumberOfBlocksInFork(relation, fork) {
+            pgrx::check_for_interrupts!();
+            let mode = pg_sys::ReadBufferMode::RBM_NORMAL;
+            let strategy = core::ptr::null_mut();
+            let buffer = pg_sys::ReadBufferExtended(relation, fork, block, mode, strategy);
+            pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+            let page = pg_sys::BufferGetPage(buffer).cast::<u8>();
+            let page = core::slice::from_raw_parts(page, pg_sys::BLCKSZ as usize);
+            missing.retain(|(id, text)| {
+                let mentioned = page.windows(Stored::HEADER_LEN).any(|window| {
+                    Stored::parse_header(window.try_into().expect("as long as a header"))
+                        .is_ok_and(|(_, key)| key == *id)
+                });
+                if mentioned {
+                    found.push(text.clone());
+                }
+                !mentioned
+            });
+            pg_sys::UnlockReleaseBuffer(buffer);
+            if missing.is_empty() {
+                break;
+            }
+        }
+        pg_sys::index_close(relation, lock);
+    }
+    Ok(pgrx::iter::SetOfIterator::new(found))
 }
 
 /// Whether a rotation would move the values; also if it cannot be told.

@@ -193,7 +193,9 @@ pub(crate) fn admit_ciphertext<B: Output>(text: &[u8], wire: Wire) -> Result<B, 
             Error::UnknownKey { .. }
             | Error::NoKeyRing { .. }
             | Error::UnknownWrappingKey { .. }
-            | Error::DestroyedKey { .. },
+            | Error::DestroyedKey { .. }
+            // A restore may not have come to it.
+            | Error::KeyTable(_),
         ) => {}
         Err(error) => return Err(error),
     }
@@ -226,6 +228,12 @@ enum Reader {
 /// The error is in a box, so that the result fits into registers.
 pub(crate) fn open<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
     open_for(Reader::User, stored)
+}
+
+/// Whether the ring has the key of a value.
+pub(crate) fn is_under_ring(stored: &[u8]) -> bool {
+    let id = Stored::parse(stored).map(|stored| stored.key_id());
+    id.is_ok_and(|id| keyring::with_current(|ring| ring.get(id).is_some()))
 }
 
 /// As [`open`], whatever key the current user may use: for what is not shown.
@@ -323,18 +331,26 @@ pub(crate) fn reseal<B: Output>(
 /// [`Error::KeyNotGranted`]; as [`reseal`].
 pub(crate) fn fit<B: Output>(stored: &[u8], modifier: i32) -> Result<B, Error> {
     if modifier != NO_MODIFIER {
-        // What a restore brings is stored as it is, its key being there or not.
-        if gucs::input() == Input::Ciphertext {
+        let header = Stored::parse(stored)?;
+        if is_brought(header.key_id()) {
             return Ok(copied(stored));
         }
         let sealer = Sealer::managed(modifier)?;
-        let header = Stored::parse(stored)?;
-        if (header.suite(), header.key_id()) != sealer.header()? && !access::takes_ciphertext() {
+        if (header.suite(), header.key_id()) != sealer.header()? {
             access::check_key(stored)?;
             return reseal(stored, &sealer, &mut Zeroizing::new(Vec::new()));
         }
     }
     Ok(copied(stored))
+}
+
+/// Whether a value came in as ciphertext, as far as can be told: it is stored as it
+/// is, its key being there or not. What this session has just sealed itself is
+/// under the primary.
+fn is_brought(id: KeyId) -> bool {
+    gucs::input() == Input::Ciphertext
+        || (access::takes_ciphertext()
+            && keyring::with_current(|ring| ring.primary().map_or(true, |key| key.id() != id)))
 }
 
 /// Authentic is not the same as valid: a Fernet token may hold any bytes, and

@@ -14,6 +14,7 @@ the block that follows; `new` and `old` stand for keys.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 import textwrap
@@ -44,7 +45,8 @@ OPERATOR_ROW = re.compile(
     r"^\| ((?:`[<>=~#]+`(?:, )?)+) \| ([a-z_`, ]+) \| ([a-z_`, ]+) \|", re.MULTILINE
 )
 CLASS_ROW = re.compile(r"^\| `(\w+)` \| `(btree|hash)` \| (yes|no) \|", re.MULTILINE)
-COLUMN_ROW = re.compile(r"^\| `(\w+)` \| ([a-z ]+) \|", re.MULTILINE)
+COLUMN_ROW = re.compile(r"^\| `(\w+)` \| ([a-z \[\]]+) \|", re.MULTILINE)
+ERROR_ROW = re.compile(r"^\| ([0-9A-Z]{5}) \| (\w+) \|", re.MULTILINE)
 
 
 class Step(NamedTuple):
@@ -149,15 +151,18 @@ def test_the_reference_tells_rights_and_volatility(db: Database) -> None:
     rows = db.psql("""
         SELECT proname, CASE provolatile WHEN 'i' THEN 'IMMUTABLE' WHEN 's' THEN 'STABLE'
                                          ELSE 'VOLATILE' END,
-               CASE proparallel WHEN 's' THEN 'SAFE' ELSE 'UNSAFE' END,
-               has_function_privilege('pg_monitor', p.oid, 'EXECUTE')
+               CASE proparallel WHEN 's' THEN 'SAFE' WHEN 'r' THEN 'RESTRICTED'
+                                ELSE 'UNSAFE' END,
+               has_function_privilege('public', p.oid, 'EXECUTE'), pronargs
         FROM pg_proc AS p JOIN pg_depend ON objid = p.oid
         JOIN pg_extension AS e ON e.oid = refobjid
         WHERE deptype = 'e' AND extname = 'colcrypt' AND proname NOT LIKE 'encrypted_text%'""")
     for row in rows.splitlines():
-        name, volatility, parallel, is_public = row.split("|")
+        name, volatility, parallel, is_public, arguments = row.split("|")
+        # Two functions of one name differ in how many arguments they take.
+        more = r"[^,)]*," * (int(arguments) - 1)
         section = re.search(
-            rf"^### `(?:colcrypt\.)?{name}\(.*?(?=^##)",
+            rf"^### `(?:colcrypt\.)?{name}\({more}[^,)]*\)`.*?(?=^##)",
             REFERENCE.read_text(),
             re.MULTILINE | re.DOTALL,
         )
@@ -204,18 +209,57 @@ def test_the_reference_names_the_operator_classes(db: Database) -> None:
     assert sorted(named) == sorted(there.splitlines())
 
 
-def test_the_reference_names_the_columns_of_the_key_table(db: Database) -> None:
-    there = db.psql("""
-        SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
-        WHERE attrelid = 'colcrypt.key'::regclass AND attnum > 0 ORDER BY attnum""")
-    named = COLUMN_ROW.findall(section("The table colcrypt.key"))
-    assert ["|".join(row) for row in named] == there.splitlines()
+@pytest.mark.parametrize("kind, relkind", [("table", "r"), ("view", "v")])
+def test_the_reference_names_tables_and_views_with_their_columns(
+    db: Database, kind: str, relkind: str
+) -> None:
+    relations = db.psql(f"""
+        SELECT relname FROM pg_class
+        WHERE relnamespace = 'colcrypt'::regnamespace AND relkind = '{relkind}'""")
+    heading = re.compile(rf"^### The {kind} colcrypt\.(\w+)$", re.MULTILINE)
+    named = heading.findall(REFERENCE.read_text())
+    assert sorted(named) == sorted(relations.splitlines())
+    for relation in named:
+        there = db.psql(f"""
+            SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+            WHERE attrelid = 'colcrypt.{relation}'::regclass AND attnum > 0
+            ORDER BY attnum""")
+        columns = COLUMN_ROW.findall(section(f"The {kind} colcrypt.{relation}"))
+        assert ["|".join(row) for row in columns] == there.splitlines()
+
+
+@pytest.mark.parametrize(
+    "function", ["inspect", "ring_keys", "key_usage", "droppable_keys"]
+)
+def test_the_reference_names_what_functions_give(db: Database, function: str) -> None:
+    there = db.psql(f"""
+        SELECT name, format_type(type, NULL)
+        FROM pg_proc,
+            unnest(proargnames, proargmodes, proallargtypes) AS a (name, mode, type)
+        WHERE oid = 'colcrypt.{function}'::regproc AND mode = 'o'""")
+    heading = re.search(
+        rf"^### (`colcrypt\.{function}\(.*)$", REFERENCE.read_text(), re.MULTILINE
+    )
+    assert heading is not None
+    columns = COLUMN_ROW.findall(section(heading[1]))
+    assert ["|".join(row) for row in columns] == there.splitlines()
+
+
+def test_the_reference_names_every_condition_that_is_raised() -> None:
+    raised = set()
+    for file in (ROOT / "src").rglob("*.rs"):
+        # T_R_ and the like are classes, in the names of conditions that occur twice.
+        code = re.compile(r"ERRCODE_(?:T_R_|E_R_I_E_)?([A-Z_]+)")
+        raised |= {name.lower() for name in code.findall(file.read_text())}
+    # These come with a WARNING and a NOTICE.
+    raised -= {"warning", "successful_completion"}
+    assert raised <= {condition for _, condition in ERROR_ROW.findall(section("Errors"))}
 
 
 def section(heading: str) -> str:
     """A section of the reference, up to the next heading of any level."""
     found = re.search(
-        rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ )",
+        rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)",
         REFERENCE.read_text(),
         re.MULTILINE | re.DOTALL,
     )
@@ -223,18 +267,21 @@ def section(heading: str) -> str:
     return found[1]
 
 
-def test_tags_and_wrapped_keys_are_what_the_format_page_says(cluster: Cluster) -> None:
+@pytest.mark.parametrize("algorithm", ["aes-256-cmac", "hmac-sha-256"])
+def test_tags_and_wrapped_keys_are_what_the_format_page_says(
+    cluster: Cluster, algorithm: str
+) -> None:
     ring = [decryptor.ring_key((cluster.dir / "ring.keys").read_text().strip())]
     with cluster.connect() as session:
-        key_id = fetch(session, "SELECT colcrypt.create_index_key()")
+        key_id = fetch(session, "SELECT colcrypt.create_index_key(%s)", algorithm)
         row = session.execute("""
-            SELECT wrapped, key_id, wrapped_by, kind, coalesce(name, ''), coalesce(suite, '')
-            FROM colcrypt.key""").fetchone()
+            SELECT wrapped, key_id, wrapped_by, kind, coalesce(name, ''), suite
+            FROM colcrypt.key WHERE kind = 'index'""").fetchone()
         names = ("key_id", "wrapped_by", "kind", "name", "suite")
         index_key = decryptor.unwrap_key(row[0], ring, **dict(zip(names, row[1:])))
-        assert decryptor.id_in_hex(index_key) == key_id
+        assert decryptor.id_in_hex(index_key) == key_id and row[-1] == algorithm
         texts = ["", "alice@example.com", "žluťoučký kůň", "x" * 100_000]
-        tags = {text: decryptor.index_tag(index_key, text) for text in texts}
+        tags = {text: decryptor.index_tag(index_key, text, algorithm) for text in texts}
         for text, tag in tags.items():
             code = fetch(session, "SELECT encrypted_text_hash(encrypt(%s))", text)
             assert code % 2**32 == decryptor.hash_code(tag)
@@ -254,6 +301,42 @@ def test_tags_and_wrapped_keys_are_what_the_format_page_says(cluster: Cluster) -
             texts,
         )
     assert in_order == sorted(texts, key=tags.__getitem__)
+
+
+@pytest.mark.parametrize("suite", ["xaes-256-gcm", "aes-256-gcm", "fernet", "envelope"])
+def test_managed_keys_and_modifiers_are_what_the_format_page_says(
+    cluster: Cluster, suite: str
+) -> None:
+    ring = [decryptor.ring_key((cluster.dir / "ring.keys").read_text().strip())]
+    with cluster.connect() as session:
+        key_id = fetch(session, "SELECT colcrypt.create_key('pii', %s)", suite)
+        session.execute("CREATE TABLE people (ssn encrypted_text(pii))")
+        session.execute("INSERT INTO people VALUES ('078-05-1120')")
+        wrapped, wrapped_by = session.execute(
+            "SELECT wrapped, wrapped_by FROM colcrypt.key WHERE key_id = %s", [key_id]
+        ).fetchone()
+        text_form = fetch(session, "SELECT ciphertext(ssn) FROM people")
+        modifier = fetch(
+            session,
+            """SELECT atttypmod FROM pg_attribute
+            WHERE attrelid = 'people'::regclass AND attname = 'ssn'""",
+        )
+    key = decryptor.unwrap_key(
+        wrapped,
+        ring,
+        key_id=key_id,
+        wrapped_by=wrapped_by,
+        kind="data",
+        name="pii",
+        suite=suite,
+    )
+    assert decryptor.decrypt(text_form, [key]) == "078-05-1120"
+    digest = hashlib.sha256(b"colcrypt v1 key name" + b"pii").digest()
+    assert modifier == int.from_bytes(digest[:4], "big") >> 1
+    page = (ROOT / "docs" / "format.md").read_text()
+    assert f"    modifier of pii      {modifier:08x}\n" in page
+    aad = decryptor.wrap_aad(bytes.fromhex("c2bede9a"), "data", "pii", "xaes-256-gcm")
+    assert f"    AAD of a data key    {aad.hex()}\n" in page
 
 
 def test_the_reference_names_every_cast_and_no_other(db: Database) -> None:

@@ -1,7 +1,7 @@
 //! The SQL functions that make and unmake managed keys.
 
 use colcrypt_core::{
-    KeyId, KeyIdentity, SecretKey, Suite, fingerprint, is_key_name, modifier_from_name,
+    Key, KeyId, KeyIdentity, SecretKey, Suite, fingerprint, is_key_name, modifier_from_name,
 };
 use pgrx::datum::DatumWithOid;
 use pgrx::iter::TableIterator;
@@ -26,7 +26,7 @@ fn colcrypt_create_key(name: &str, algorithm: &str) -> Result<String, ErrorRepor
             what: "algorithm of a key",
             bound: "xaes-256-gcm, aes-256-gcm, fernet or envelope",
         })?;
-    table::lock()?;
+    table::lock(c"colcrypt.create_key()")?;
     let modifier = modifier_from_name(name);
     for row in data_rows()? {
         if row.name == name && row.state != State::Destroyed {
@@ -49,7 +49,7 @@ fn colcrypt_create_key(name: &str, algorithm: &str) -> Result<String, ErrorRepor
 /// on, and gives its id.
 #[pg_extern(sql = false)]
 fn colcrypt_rotate_key(name: &str) -> Result<String, ErrorReport> {
-    table::lock()?;
+    table::lock(c"colcrypt.rotate_key()")?;
     let versions = versions(name)?;
     let active = versions.iter().find(|row| row.state == State::Active);
     let active = active.ok_or_else(|| Error::DestroyedKeyName {
@@ -83,61 +83,43 @@ fn check_seen(before: &[Row], name: &str) -> Result<(), Error> {
 /// `colcrypt.shred_key(name)`: destroys every version of a key, and gives how many
 /// there were.
 ///
-/// The table is written anew, so that no older row version with the wrapped key is
-/// left in its file.
+/// The rows are updated, which is what a subscriber is told of; then the table is
+/// written anew, so that no older row version with the wrapped key is left in its
+/// file.
 #[pg_extern(sql = false)]
 fn colcrypt_shred_key(name: &str) -> Result<i64, ErrorReport> {
     versions(name)?;
-    // TRUNCATE takes this lock; asked for at once, so that it cannot deadlock with
-    // another one who has the lesser one already.
-    let table = table::table()?;
-    // SAFETY: the lock is held until the transaction ends.
-    unsafe {
-        pg_sys::LockRelationOid(table, pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE);
-    }
-    let rows = table::read_rows()?;
-    let destroyed = rows.iter().filter(|row| is_shredded_by(row, name)).count();
+    // ALTER TABLE takes this lock; asked for at once, so that it cannot deadlock
+    // with another one who has the lesser one already.
+    table::lock_for_rewrite(c"colcrypt.shred_key()")?;
+    let intact = |rows: Vec<Row>| {
+        let intact = rows.iter().filter(|row| row.state != State::Destroyed);
+        intact.count()
+    };
+    let destroyed = intact(versions(name)?);
     table::as_owner(|| {
-        Spi::run("TRUNCATE colcrypt.key")?;
-        for row in &rows {
-            let shredded = is_shredded_by(row, name);
-            let state = if shredded {
-                State::Destroyed
-            } else {
-                row.state
-            };
-            let wrapped = row.wrapped.as_ref().filter(|_| !shredded);
-            Spi::run_with_args(
-                "INSERT INTO colcrypt.key
-                     (key_id, name, kind, suite, state, wrapped_by, wrapped, created_at, restricted)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-                &[
-                    DatumWithOid::from(row.id.to_string()),
-                    DatumWithOid::from(table::null_if_empty(&row.name)),
-                    DatumWithOid::from(row.kind.name()),
-                    DatumWithOid::from(table::null_if_empty(&row.suite)),
-                    DatumWithOid::from(state.name()),
-                    DatumWithOid::from(wrapped.map(|wrapped| wrapped.by.to_string())),
-                    DatumWithOid::from(wrapped.map(|wrapped| wrapped.key.as_slice())),
-                    DatumWithOid::from(row.created_at),
-                    DatumWithOid::from(row.restricted),
-                ],
-            )?;
-        }
-        Ok(())
+        Spi::run_with_args(
+            "UPDATE colcrypt.key SET state = 'destroyed', wrapped = NULL, wrapped_by = NULL
+             WHERE kind OPERATOR(pg_catalog.=) 'data' AND name OPERATOR(pg_catalog.=) $1
+               AND state OPERATOR(pg_catalog.<>) 'destroyed'",
+            &[DatumWithOid::from(name)],
+        )?;
+        // Rewrites the table: the new type is the old one, but not the column as
+        // it is. Copies what is visible now, and so no row version from before.
+        Spi::run("ALTER TABLE colcrypt.key ALTER restricted TYPE boolean USING restricted IS TRUE")
     })?;
+    // A row that is newer than the transaction's snapshot was not updated.
+    if intact(versions(name)?) > 0 {
+        return Err(Error::Serialization.into());
+    }
     Ok(i64::try_from(destroyed).unwrap_or(i64::MAX))
-}
-
-fn is_shredded_by(row: &Row, name: &str) -> bool {
-    row.kind == Kind::Data && row.name == name && row.state != State::Destroyed
 }
 
 /// `colcrypt.grant_key(name, role)`: lets a role use a key; from the first grant on
 /// nobody else may.
 #[pg_extern(sql = false)]
 fn colcrypt_grant_key(name: &str, role: pg_sys::Oid) -> Result<(), ErrorReport> {
-    table::lock()?;
+    table::lock(c"colcrypt.grant_key()")?;
     versions(name)?;
     table::as_owner(|| {
         Spi::run_with_args(
@@ -162,7 +144,7 @@ fn restrict(name: &str, restricted: bool) -> Result<(), pgrx::spi::Error> {
 /// whether there was something to take back.
 #[pg_extern(sql = false)]
 fn colcrypt_revoke_key(name: &str, role: pg_sys::Oid) -> Result<bool, ErrorReport> {
-    table::lock()?;
+    table::lock(c"colcrypt.revoke_key()")?;
     versions(name)?;
     let granted = |role: Option<pg_sys::Oid>| -> Result<usize, Error> {
         let grants = table::read_grants()?;
@@ -206,7 +188,8 @@ fn colcrypt_accept_key() -> Result<String, ErrorReport> {
     Ok(ring_guard::accept()?.to_string())
 }
 
-/// `colcrypt.ring_keys()`: the keys of the ring in force, the primary first.
+/// `colcrypt.ring_keys()`: the keys of the ring in force, the session's in front of
+/// the server's; the first of each is its primary.
 #[pg_extern(sql = false)]
 fn colcrypt_ring_keys() -> TableIterator<
     'static,
@@ -218,20 +201,14 @@ fn colcrypt_ring_keys() -> TableIterator<
     ),
 > {
     let ring = keyring::current();
-    let keys: Vec<_> = ring
-        .entries()
-        .enumerate()
-        .map(|(number, (entry, of_server))| {
-            let source = if of_server { "server" } else { "session" };
-            (
-                entry.key.id().to_string(),
-                entry.name.clone(),
-                number == 0,
-                source,
-            )
-        })
-        .collect();
-    TableIterator::new(keys)
+    let primary = ring.primary().ok().map(Key::id);
+    let keys = ring.entries().map(|(entry, of_server)| {
+        let id = entry.key.id();
+        let is_primary = Some(id) == primary || Some(id) == ring.server_primary();
+        let source = if of_server { "server" } else { "session" };
+        (id.to_string(), entry.name.clone(), is_primary, source)
+    });
+    TableIterator::new(keys.collect::<Vec<_>>())
 }
 
 /// `colcrypt.modifier_name(modifier)`: the name of the key that a type modifier of

@@ -168,6 +168,15 @@ fn find_modifier(modifier: i32) -> Result<Option<Rc<DataKey>>, Error> {
     })
 }
 
+/// Whether there are data keys, as far as this backend has read the table. Cannot
+/// fail.
+pub(crate) fn may_have_data_keys() -> bool {
+    KNOWN
+        .borrow()
+        .as_ref()
+        .is_some_and(|known| !known.keys.is_empty())
+}
+
 /// Whether a key may be granted to some roles only, as far as this backend has read
 /// the tables. Cannot fail.
 pub(crate) fn may_have_grants() -> bool {

@@ -69,9 +69,7 @@ fn can_make() -> Result<(), Error> {
         return Err(Error::NoIndexKey { reason });
     }
     if access::takes_ciphertext() || gucs::input() == Input::Ciphertext {
-        let reason = "A restore or a subscription does not make one: that of its source comes \
-                      with the table colcrypt.key.";
-        return Err(Error::NoIndexKey { reason });
+        return Err(Error::IndexKeyToCome);
     }
     wrap::can_wrap()
 }
@@ -89,15 +87,16 @@ fn make(function: TagFunction) -> Result<Row, Error> {
     }
     // Two sessions that need it first: the second one waits here, and then finds
     // the key of the first, or makes one if the first rolled back.
-    table::lock()?;
+    table::lock(c"colcrypt.create_index_key()")?;
     make_locked(function)
 }
 
 /// Makes the index key unless another session is about to.
 fn try_make(function: TagFunction) -> Result<Option<Row>, Error> {
-    match table::try_lock()? {
-        Some(_) => make_locked(function).map(Some),
-        None => Ok(None),
+    if table::try_lock()? {
+        make_locked(function).map(Some)
+    } else {
+        Ok(None)
     }
 }
 

@@ -11,7 +11,7 @@ mod wrap;
 
 pub(crate) use data_keys::{
     DataKey, active_by_modifier, active_by_name, any_grants, by_id, is_restricted_modifier,
-    may_have_grants, name_of_modifier,
+    may_have_data_keys, may_have_grants, name_of_modifier,
 };
 pub(crate) use index_key::{index_key, prepare_index_key};
 pub(crate) use ring_guard::{Use, check as check_ring, passed as ring_passed};

@@ -26,8 +26,8 @@ pub(crate) enum Use {
 struct Memo {
     /// The ring and the table in which its primary was found.
     passed: Cell<Option<(u64, u64)>>,
-    /// The statement in which the primary could not be remembered.
-    not_remembered: Cell<Option<i64>>,
+    /// As `passed`, and the statement in which the primary could not be remembered.
+    not_remembered: Cell<Option<((u64, u64), i64)>>,
 }
 
 static MEMO: BackendLocal<Memo> = BackendLocal::new(Memo {
@@ -56,7 +56,9 @@ pub(crate) fn check(purpose: Use) -> Result<(), Error> {
         return Ok(());
     }
     let memo = || (ring.generation(), changes());
-    if MEMO.passed.get() == Some(memo()) {
+    // SAFETY: reads a variable of this backend.
+    let statement = unsafe { pg_sys::GetCurrentStatementStartTimestamp() };
+    if MEMO.passed.get() == Some(memo()) || MEMO.not_remembered.get() == Some((memo(), statement)) {
         return Ok(());
     }
     let remembered = remembered()?;
@@ -70,10 +72,8 @@ pub(crate) fn check(purpose: Use) -> Result<(), Error> {
             remembered,
         });
     }
-    // SAFETY: reads a variable of this backend.
-    let statement = unsafe { pg_sys::GetCurrentStatementStartTimestamp() };
-    if MEMO.not_remembered.get() != Some(statement) && !remember_if_possible(primary)? {
-        MEMO.not_remembered.set(Some(statement));
+    if !remember_if_possible(primary)? {
+        MEMO.not_remembered.set(Some((memo(), statement)));
     }
     Ok(())
 }
@@ -87,7 +87,7 @@ fn remembered() -> Result<Vec<KeyId>, Error> {
 /// Stores the id, unless nothing can be written now or another session is about
 /// to: encrypting does not wait. Then the next one stores it.
 fn remember_if_possible(id: KeyId) -> Result<bool, Error> {
-    if table::cannot_write().is_some() || table::try_lock()?.is_none() {
+    if table::cannot_write().is_some() || !table::try_lock()? {
         return Ok(false);
     }
     // Another session may have stored it meanwhile, or accepted another.
@@ -111,7 +111,7 @@ fn remember(id: KeyId) -> Result<(), Error> {
 /// # Errors
 /// [`Error::NoKeyRing`], [`Error::KeyTable`].
 pub(super) fn accept() -> Result<KeyId, Error> {
-    table::lock()?;
+    table::lock(c"colcrypt.accept_key()")?;
     let ring = keyring::current();
     let id = match ring.server_primary() {
         Some(id) => id,

@@ -73,7 +73,6 @@ pub(super) struct Row {
     pub(super) state: State,
     /// None for a key of the ring and a destroyed one.
     pub(super) wrapped: Option<Wrapped>,
-    pub(super) created_at: TimestampWithTimeZone,
     /// Whether only the roles that it is granted to may use it.
     pub(super) restricted: bool,
 }
@@ -170,9 +169,6 @@ pub(super) fn read_rows() -> Result<Vec<Row>, Error> {
                 suite: columns.text(3).unwrap_or_default(),
                 state,
                 wrapped: wrapped.map(|(by, key)| Wrapped { by, key }),
-                created_at: columns
-                    .get(7)
-                    .ok_or(Error::KeyTable("a key has no time of creation"))?,
                 restricted: columns.get(8).unwrap_or(true),
             });
         }
@@ -320,25 +316,40 @@ unsafe extern "C-unwind" fn on_change(_: pg_sys::Datum, relation: pg_sys::Oid) {
 const LOCK: pg_sys::LOCKMODE = pg_sys::ShareRowExclusiveLock as pg_sys::LOCKMODE;
 
 /// Waits until no other transaction writes the table, and keeps others from it
-/// until this one ends.
+/// until this one ends. Raises PostgreSQL's own error where nothing can be written.
 ///
 /// # Errors
 /// [`Error::KeyTable`].
-pub(super) fn lock() -> Result<pg_sys::Oid, Error> {
-    let table = table()?;
+pub(super) fn lock(command: &core::ffi::CStr) -> Result<(), Error> {
+    lock_in(LOCK, command)
+}
+
+/// As [`lock`], and keeps readers away as well.
+///
+/// # Errors
+/// [`Error::KeyTable`].
+pub(super) fn lock_for_rewrite(command: &core::ffi::CStr) -> Result<(), Error> {
+    lock_in(pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE, command)
+}
+
+fn lock_in(mode: pg_sys::LOCKMODE, command: &core::ffi::CStr) -> Result<(), Error> {
     // SAFETY: the lock is held until the transaction ends.
-    unsafe { pg_sys::LockRelationOid(table, LOCK) };
-    Ok(table)
+    unsafe {
+        pg_sys::PreventCommandIfReadOnly(command.as_ptr());
+        pg_sys::PreventCommandIfParallelMode(command.as_ptr());
+        pg_sys::LockRelationOid(table()?, mode);
+    }
+    Ok(())
 }
 
 /// As [`lock`], unless it would have to wait.
 ///
 /// # Errors
 /// [`Error::KeyTable`].
-pub(super) fn try_lock() -> Result<Option<pg_sys::Oid>, Error> {
+pub(super) fn try_lock() -> Result<bool, Error> {
     let table = table()?;
     // SAFETY: the lock is held until the transaction ends.
-    Ok(unsafe { pg_sys::ConditionalLockRelationOid(table, LOCK) }.then_some(table))
+    Ok(unsafe { pg_sys::ConditionalLockRelationOid(table, LOCK) })
 }
 
 /// Why nothing can be written now.

@@ -54,7 +54,7 @@ pub(super) fn insert(
 /// gives how many were under another key.
 #[pg_extern(sql = false)]
 fn colcrypt_rewrap_keys() -> Result<i64, ErrorReport> {
-    table::lock()?;
+    table::lock(c"colcrypt.rewrap_keys()")?;
     can_wrap()?;
     let ring = keyring::current();
     let wrapping = ring.wrapping_key()?;

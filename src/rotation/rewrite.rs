@@ -96,11 +96,14 @@ impl Rotation {
     }
 }
 
+/// A key, with the header of what is sealed under it.
+type Target = (Sealer, (Suite, KeyId));
+
 /// What the values of a column are to be sealed under.
 struct Fresh {
     modifier: i32,
     /// The last key that was asked for.
-    last: Option<(KeyId, Option<(Sealer, (Suite, KeyId))>)>,
+    last: Option<(KeyId, Option<Target>)>,
     /// Destroyed keys that were told of.
     destroyed: Vec<KeyId>,
 }

@@ -63,6 +63,9 @@ unsafe extern "C-unwind" fn run(
 ) {
     // SAFETY: PostgreSQL passes a query that is started.
     unsafe {
+        if managed_keys::may_have_data_keys() {
+            hear_of_changes();
+        }
         if is_watched() {
             check_plan((*query).planstate);
         }
@@ -71,6 +74,15 @@ unsafe extern "C-unwind" fn run(
             None => compat::standard_executor_run(query, direction, count, execute_once),
         }
     }
+}
+
+/// A statement that was prepared locks nothing anew in a transaction that has its
+/// locks, and so PostgreSQL would not hear that a key was destroyed or taken back.
+#[pg_guard]
+unsafe extern "C-unwind" fn hear_of_changes() {
+    // SAFETY: a query is about to run, which may lock something at any time, and so
+    // do the same.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
 }
 
 /// Whether there may be anything to refuse. Must not fail, so it reads no table.

@@ -109,11 +109,11 @@ impl Operand<'_> {
         }
     }
 
-    /// ANALYZE must not fail for want of a key. What it sorts and counts, extended
-    /// statistics and arrays, need not be in an order that anything else agrees
-    /// with. Everywhere else there is no stand-in for a tag.
+    /// What ANALYZE sorts and counts, extended statistics and arrays, need not be in
+    /// an order that anything else agrees with. Nor what pg_upgrade does. Everywhere
+    /// else there is no stand-in for a tag.
     fn stand_in(&self, error: Error) -> Result<Tag, Error> {
-        if !compat::collects_statistics() {
+        if !compat::order_is_free() {
             return Err(error);
         }
         let (Self::Sealed(bytes) | Self::Plain(bytes)) = self;
@@ -181,7 +181,7 @@ fn check_both(left: &Operand<'_>, right: &Operand<'_>, purpose: Purpose) -> Resu
 fn equal(left: &Operand<'_>, right: &Operand<'_>, purpose: Purpose) -> Result<bool, Error> {
     match check_both(left, right, purpose).and_then(|()| equal_plaintexts(left, right)) {
         // As in `Operand::stand_in`.
-        Err(_) if compat::collects_statistics() => Ok(left.tag(purpose)? == right.tag(purpose)?),
+        Err(_) if compat::order_is_free() => Ok(left.tag(purpose)? == right.tag(purpose)?),
         equal => equal,
     }
 }
@@ -205,7 +205,7 @@ fn compare(left: &Operand<'_>, right: &Operand<'_>, purpose: Purpose) -> Result<
     });
     match ordering {
         // As in `Operand::stand_in`; one by one, so that there is one order.
-        Err(_) if compat::collects_statistics() => Ok(left.tag(purpose)?.cmp(&right.tag(purpose)?)),
+        Err(_) if compat::order_is_free() => Ok(left.tag(purpose)?.cmp(&right.tag(purpose)?)),
         ordering => ordering,
     }
 }
