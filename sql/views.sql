@@ -195,9 +195,15 @@ AS $$
          CROSS JOIN LATERAL unnest(m.bytes) WITH ORDINALITY AS b(byte, number)
     WHERE t.is_value
     GROUP BY e.class, e.object, e.part, m.number
+    UNION ALL
+    -- Arrays and composites: under which keys is not told.
+    SELECT DISTINCT pg_describe_object(e.class, e.object, e.part), NULL
+    FROM colcrypt.encrypted_type AS t
+         JOIN expression AS e ON e.tree ~ format(':consttype %s [^}]*?:constvalue \d', t.type)
+    WHERE NOT t.is_value
 $$;
 COMMENT ON FUNCTION colcrypt.sealed_constants() IS
-    'constants in defaults, constraints, views and other expressions, with the keys they are sealed under';
+    'constants in defaults, constraints, views and other expressions, with the keys they are sealed under; NULL for arrays and composites';
 REVOKE EXECUTE ON FUNCTION colcrypt.sealed_constants() FROM PUBLIC;
 
 CREATE FUNCTION colcrypt.droppable_keys(
@@ -252,6 +258,7 @@ AS $$
            k.state = 'retired' AND u.rows IS NULL AND w.keys = 0 AND c.constants IS NULL
                AND m.indexes IS NULL
                -- What arrays and composites are under is not known.
+               AND NOT EXISTS (SELECT FROM constant AS x WHERE x.key_id IS NULL)
                AND NOT EXISTS (SELECT FROM holder AS h WHERE NOT h.is_value)
     FROM key AS k
          LEFT JOIN used AS u ON u.key_id = k.key_id

@@ -31,6 +31,9 @@ mod raw {
             count: u64,
             execute_once: bool,
         );
+        // src/include/utils/relfilenodemap.h
+        pub(super) fn RelidByRelfilenode(tablespace: pg_sys::Oid, file: pg_sys::Oid)
+        -> pg_sys::Oid;
         // src/include/optimizer/planner.h
         pub(super) fn standard_planner(
             query: *mut pg_sys::Query,
@@ -246,6 +249,57 @@ pub(crate) fn in_vacuum() -> bool {
 
 /// Flag of a scan key: the column is descending (src/include/access/nbtree.h).
 pub(crate) const SK_BT_DESC: i32 = (pg_sys::INDOPTION_DESC as i32) << 24;
+
+/// The relation whose page in the shared buffers a pointer leads into; None for any
+/// other pointer, into a page of a temporary table as well.
+pub(crate) fn relation_of_page(pointer: *const u8) -> Option<pg_sys::Oid> {
+    // SAFETY: the shared buffers are one array that stays where it is. The caller
+    // holds a pin on the page that it reads, so the buffer keeps its tag.
+    unsafe {
+        let start = pg_sys::BufferBlocks as usize;
+        let number = (pointer as usize).checked_sub(start)? / pg_sys::BLCKSZ as usize;
+        if number >= usize::try_from(pg_sys::NBuffers).ok()? {
+            return None;
+        }
+        let mut file = pg_sys::RelFileNode::default();
+        let (mut fork, mut block) = (0, 0);
+        pg_sys::BufferGetTag(
+            number as i32 + 1,
+            &raw mut file,
+            &raw mut fork,
+            &raw mut block,
+        );
+        let relation =
+            pg_guard_ffi_boundary(|| raw::RelidByRelfilenode(file.spcNode, file.relNode));
+        (relation != pg_sys::InvalidOid).then_some(relation)
+    }
+}
+
+/// The owners of all relations with this name.
+pub(crate) fn owners_of_relations(name: &core::ffi::CStr) -> Vec<pg_sys::Oid> {
+    // SAFETY: a look-up in the syscache by the first column of its key; the rows
+    // are copied from before the list is released.
+    unsafe {
+        let mut key = pg_sys::NameData::default();
+        pg_sys::namestrcpy(&raw mut key, name.as_ptr());
+        let list = pg_sys::SearchSysCacheList(
+            pg_sys::SysCacheIdentifier::RELNAMENSP as i32,
+            1,
+            pg_sys::Datum::from(&raw const key),
+            pg_sys::Datum::null(),
+            pg_sys::Datum::null(),
+        );
+        let count = usize::try_from((*list).n_members).unwrap_or(0);
+        let owners = (*list).members.as_slice(count).iter().map(|member| {
+            let tuple = &raw mut (**member).tuple;
+            let class: pg_sys::Form_pg_class = pg_sys::GETSTRUCT(tuple).cast();
+            (*class).relowner
+        });
+        let owners = owners.collect();
+        pg_sys::ReleaseCatCacheList(list);
+        owners
+    }
+}
 
 /// Whether values may be compared by something else than their tags, where these
 /// cannot be made: ANALYZE must not fail for want of a key; and pg_upgrade only

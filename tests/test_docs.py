@@ -229,7 +229,8 @@ def test_the_reference_names_tables_and_views_with_their_columns(
 
 
 @pytest.mark.parametrize(
-    "function", ["inspect", "ring_keys", "key_usage", "droppable_keys"]
+    "function",
+    ["inspect", "ring_keys", "key_usage", "droppable_keys", "sealed_constants"],
 )
 def test_the_reference_names_what_functions_give(db: Database, function: str) -> None:
     there = db.psql(f"""

@@ -747,7 +747,9 @@ def test_who_may_ask_must_be_able_to_read_everything(
     session.execute(TABLE + "; INSERT INTO t VALUES (1, 'x')")
     role = app.info.user
     session.execute(
-        f"GRANT EXECUTE ON FUNCTION colcrypt.droppable_keys() TO {role};"
+        "GRANT EXECUTE ON FUNCTION colcrypt.droppable_keys(),"
+        " colcrypt.sealed_constants(), colcrypt.keys_in_index(regclass, text[])"
+        f" TO {role};"
         f"GRANT pg_monitor TO {role}"
     )
     with pytest.raises(InsufficientPrivilege):

@@ -596,7 +596,15 @@ def test_without_the_ring_rows_arrive_unread(
     drop_subscriptions(subscriber)
 
 
-@pytest.mark.parametrize("options", ["", ", binary = true"], ids=["text", "binary"])
+BINARY_GRANTS = pytest.param(
+    ", binary = true",
+    marks=pytest.mark.xfail(
+        strict=True, reason="PostgreSQL sends a regrole as a number (docs/reference.md)"
+    ),
+)
+
+
+@pytest.mark.parametrize("options", ["", BINARY_GRANTS], ids=["text", "binary"])
 def test_published_grants_are_those_of_the_roles_of_that_name(
     publisher: Database, subscriber: Database, options: str
 ) -> None:

@@ -388,9 +388,6 @@ HOLDERS = {
     "the table is locked exclusively": "LOCK TABLE colcrypt.key IN EXCLUSIVE MODE",
     "the row is there, uncommitted": "INSERT INTO colcrypt.key (key_id, kind, state)"
     " VALUES ('{primary}', 'ring', 'active')",
-    "a key is being destroyed": "SELECT colcrypt.create_key('gone');"
-    "COMMIT; DELETE FROM colcrypt.key WHERE kind = 'ring';"
-    "BEGIN; SELECT colcrypt.shred_key('gone')",
     "it is being accepted": ACCEPT,
 }
 

@@ -30,7 +30,7 @@ SELECT oid::regprocedure AS not_parallel_safe FROM own_function
 WHERE proparallel <> 's' AND proname NOT IN ('rotate_column', 'encrypted_text_typanalyze',
     'key_changed', 'create_index_key', 'rewrap_keys', 'create_key', 'rotate_key', 'shred_key',
     'grant_key', 'revoke_key', 'accept_key', 'keep_masked', 'ring_key_remembered',
-    'ring_keys', 'key_usage', 'droppable_keys');
+    'ring_keys', 'key_usage', 'droppable_keys', 'keys_in_index', 'sealed_constants');
 SELECT oid::regprocedure AS called_with_null FROM own_function
 WHERE NOT proisstrict
     AND proname NOT IN ('rotate_column', 'key_changed', 'create_index_key', 'rewrap_keys')

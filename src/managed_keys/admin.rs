@@ -89,8 +89,6 @@ fn check_seen(before: &[Row], name: &str) -> Result<(), Error> {
 #[pg_extern(sql = false)]
 fn colcrypt_shred_key(name: &str) -> Result<i64, ErrorReport> {
     versions(name)?;
-    // ALTER TABLE takes this lock; asked for at once, so that it cannot deadlock
-    // with another one who has the lesser one already.
     table::lock_for_rewrite(c"colcrypt.shred_key()")?;
     let intact = |rows: Vec<Row>| {
         let intact = rows.iter().filter(|row| row.state != State::Destroyed);

@@ -329,6 +329,9 @@ pub(super) fn lock(command: &core::ffi::CStr) -> Result<(), Error> {
 /// # Errors
 /// [`Error::KeyTable`].
 pub(super) fn lock_for_rewrite(command: &core::ffi::CStr) -> Result<(), Error> {
+    // Whoever waits for the second lock has all readers wait behind him: so the
+    // first one is for those who write, perhaps in long transactions.
+    lock(command)?;
     lock_in(pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE, command)
 }
 

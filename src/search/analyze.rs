@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 
 use pgrx::prelude::*;
 
-use super::Operand;
+use super::{Operand, Purpose};
 use crate::types::datum::{Detoasted, per_value_function, stored_size};
 
 /// Wider values are taken for distinct and not opened, as PostgreSQL does.
@@ -91,7 +91,11 @@ impl Sample {
         }
         // SAFETY: by the caller's word.
         let operand = Operand::Sealed(unsafe { Detoasted::from_raw(value) });
-        match operand.with_plaintext(0, |plaintext| hasher.hash_one(plaintext)) {
+        // Who may not compare does not count what is equal either.
+        let opened = operand
+            .check(Purpose::Query)
+            .and_then(|()| operand.with_plaintext(0, |plaintext| hasher.hash_one(plaintext)));
+        match opened {
             Ok(hash) => *self.seen.entry(hash).or_default() += 1,
             Err(_) => self.closed += 1,
         }

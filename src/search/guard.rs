@@ -15,19 +15,27 @@ use crate::gucs::{self, Access};
 use crate::{access, compat, managed_keys};
 
 struct Next {
+    relation: Cell<pg_sys::get_relation_info_hook_type>,
     planner: Cell<pg_sys::planner_hook_type>,
     run: Cell<pg_sys::ExecutorRun_hook_type>,
 }
 
 static NEXT: BackendLocal<Next> = BackendLocal::new(Next {
+    relation: Cell::new(None),
     planner: Cell::new(None),
     run: Cell::new(None),
 });
+
+/// How many queries run inside each other.
+static DEPTH: BackendLocal<Cell<u32>> = BackendLocal::new(Cell::new(0));
 
 /// Installs the hooks.
 pub(super) fn install() {
     // SAFETY: hooks are set when a library is loaded, in the only thread.
     unsafe {
+        NEXT.relation.set(pg_sys::get_relation_info_hook);
+        pg_sys::get_relation_info_hook = Some(relation_info);
+        pg_sys::RegisterXactCallback(Some(at_end), core::ptr::null_mut());
         NEXT.planner.set(pg_sys::planner_hook);
         pg_sys::planner_hook = Some(plan);
         NEXT.run.set(pg_sys::ExecutorRun_hook);
@@ -69,10 +77,76 @@ unsafe extern "C-unwind" fn run(
         if is_watched() {
             check_plan((*query).planstate);
         }
+        // After an error it stays too high until the transaction ends.
+        DEPTH.set(DEPTH.get() + 1);
         match NEXT.run.get() {
             Some(next) => next(query, direction, count, execute_once),
             None => compat::standard_executor_run(query, direction, count, execute_once),
         }
+        DEPTH.set(DEPTH.get().saturating_sub(1));
+    }
+}
+
+unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _: *mut c_void) {
+    use pg_sys::XactEvent as Event;
+    if [
+        Event::XACT_EVENT_COMMIT,
+        Event::XACT_EVENT_ABORT,
+        Event::XACT_EVENT_PREPARE,
+    ]
+    .contains(&event)
+    {
+        DEPTH.set(0);
+    }
+}
+
+/// Whether an index is being built for somebody who may compare everything, by the
+/// owner of the table, who may not: PostgreSQL builds as the owner. No query runs
+/// inside of it, as one of the owner's functions might.
+pub(super) fn builds_for_another() -> bool {
+    // SAFETY: reads the state of this backend.
+    let restricted = unsafe { pg_sys::InSecurityRestrictedOperation() };
+    restricted
+        && DEPTH.get() == 0
+        && gucs::access() == Access::Full
+        // SAFETY: as above.
+        && unsafe { pg_sys::superuser_arg(pg_sys::GetOuterUserId()) }
+}
+
+/// As `plan`.
+unsafe extern "C-unwind" fn relation_info(
+    root: *mut pg_sys::PlannerInfo,
+    relation: pg_sys::Oid,
+    is_parent: bool,
+    info: *mut pg_sys::RelOptInfo,
+) {
+    // SAFETY: as the planner calls it.
+    unsafe {
+        if is_watched() {
+            hide_indexes(relation, info);
+        }
+        if let Some(next) = NEXT.relation.get() {
+            next(root, relation, is_parent, info);
+        }
+    }
+}
+
+/// Takes from the planner the indexes that would answer what may not be asked: by
+/// finding, or by the order in which they give rows.
+#[pg_guard]
+unsafe extern "C-unwind" fn hide_indexes(relation: pg_sys::Oid, info: *mut pg_sys::RelOptInfo) {
+    // SAFETY: the list of indexes is the planner's own.
+    unsafe {
+        Error::unwrap_or_raise(check(|search| {
+            let indexes: Vec<_> = members((*info).indexlist).collect();
+            for index in indexes {
+                let oid = (*index.cast::<pg_sys::IndexOptInfo>()).indexoid;
+                if search.may_not_use(relation, oid) {
+                    (*info).indexlist = pg_sys::list_delete_ptr((*info).indexlist, index.cast());
+                }
+            }
+            false
+        }));
     }
 }
 
@@ -134,6 +208,96 @@ unsafe fn check(find: impl FnOnce(&mut Search) -> bool) -> Result<(), Error> {
 }
 
 impl Search {
+    /// Whether an index tells of values that may not be compared.
+    ///
+    /// # Safety
+    /// `index` is an index of `table`, which is locked.
+    unsafe fn may_not_use(&self, table: pg_sys::Oid, index: pg_sys::Oid) -> bool {
+        // SAFETY: by the caller's word; opened and closed again.
+        unsafe {
+            let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+            let relation = pg_sys::index_open(index, lock);
+            let form = &*(*relation).rd_index;
+            let count = usize::try_from(form.indnkeyatts).unwrap_or(0);
+            let keys = form.indkey.values.as_slice(count);
+            let is_btree = (*(*relation).rd_rel).relam == pg_sys::BTREE_AM_OID;
+            let refused = keys.iter().enumerate().any(|(number, attribute)| {
+                // Behind another column it orders only what is equal there; who may
+                // compare some values may use that.
+                let leads = number == 0 || !is_btree;
+                (self.all || leads) && self.refuses_column(table, *attribute, relation, number)
+            });
+            pg_sys::index_close(relation, lock);
+            refused
+        }
+    }
+
+    /// # Safety
+    /// `attribute` is the column of `table` that `index` has at `number`, 0 for an
+    /// expression.
+    unsafe fn refuses_column(
+        &self,
+        table: pg_sys::Oid,
+        attribute: i16,
+        index: pg_sys::Relation,
+        number: usize,
+    ) -> bool {
+        // SAFETY: by the caller's word.
+        unsafe {
+            let (declared, mut modifier) = if attribute > 0 {
+                let modifier = crate::rotation::target::find_modifier(table, attribute);
+                (pg_sys::get_atttype(table, attribute), modifier)
+            } else {
+                (pg_sys::get_atttype((*index).rd_id, number as i16 + 1), -1)
+            };
+            let base = pg_sys::getBaseTypeAndTypmod(declared, &raw mut modifier);
+            if base == self.encrypted_text {
+                // A column without a key of its own may hold values under any.
+                return self.all || modifier < 0 || self.is_refused(modifier);
+            }
+            self.holds_encrypted(base, 0)
+        }
+    }
+
+    /// Whether values of a type hold encrypted ones.
+    ///
+    /// # Safety
+    /// In a transaction.
+    unsafe fn holds_encrypted(&self, type_oid: pg_sys::Oid, depth: u8) -> bool {
+        // SAFETY: catalog look-ups; the relation is opened and closed again.
+        unsafe {
+            let type_oid = pg_sys::getBaseType(type_oid);
+            if type_oid == self.encrypted_text || depth > 8 {
+                return true;
+            }
+            let element = pg_sys::get_element_type(type_oid);
+            if element != pg_sys::InvalidOid {
+                return self.holds_encrypted(element, depth + 1);
+            }
+            let subtype = pg_sys::get_range_subtype(type_oid);
+            if subtype != pg_sys::InvalidOid {
+                return self.holds_encrypted(subtype, depth + 1);
+            }
+            let class = pg_sys::get_typ_typrelid(type_oid);
+            if class == pg_sys::InvalidOid {
+                return false;
+            }
+            let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+            let relation = pg_sys::relation_open(class, lock);
+            let descriptor = (*relation).rd_att;
+            let members = (*descriptor).attrs.as_slice((*descriptor).natts as usize);
+            let members: Vec<_> = members
+                .iter()
+                .filter(|member| !member.attisdropped)
+                .map(|member| member.atttypid)
+                .collect();
+            pg_sys::relation_close(relation, lock);
+            members
+                .into_iter()
+                .any(|member| self.holds_encrypted(member, depth + 1))
+        }
+    }
+
     /// Whether the node, or something in it, compares.
     ///
     /// # Safety
@@ -243,10 +407,12 @@ impl Search {
     unsafe fn concerns(&self, expression: *mut pg_sys::Node) -> bool {
         // SAFETY: by the caller's word.
         unsafe {
-            let type_oid = pg_sys::getBaseType(pg_sys::exprType(expression));
+            let mut modifier = pg_sys::exprTypmod(expression);
+            let type_oid =
+                pg_sys::getBaseTypeAndTypmod(pg_sys::exprType(expression), &raw mut modifier);
             let encrypted = type_oid == self.encrypted_text
                 || pg_sys::get_element_type(type_oid) == self.encrypted_text;
-            encrypted && self.is_refused(pg_sys::exprTypmod(expression))
+            encrypted && self.is_refused(modifier)
         }
     }
 
@@ -270,7 +436,7 @@ unsafe extern "C-unwind" fn visit(node: *mut pg_sys::Node, search: *mut c_void) 
     unsafe { (*search.cast::<Search>()).visit(node) }
 }
 
-/// Whether a plan searches an index with a comparison.
+/// Whether a plan uses an index that it may not.
 #[pg_guard]
 unsafe extern "C-unwind" fn visit_plan(state: *mut pg_sys::PlanState, search: *mut c_void) -> bool {
     use pg_sys::NodeTag as Tag;
@@ -281,13 +447,16 @@ unsafe extern "C-unwind" fn visit_plan(state: *mut pg_sys::PlanState, search: *m
             return false;
         }
         let plan = (*state).plan;
-        let condition = match (*plan).type_ {
-            Tag::T_IndexScan => (*plan.cast::<pg_sys::IndexScan>()).indexqualorig,
-            Tag::T_IndexOnlyScan => (*plan.cast::<pg_sys::IndexOnlyScan>()).indexqual,
-            Tag::T_BitmapIndexScan => (*plan.cast::<pg_sys::BitmapIndexScan>()).indexqualorig,
-            _ => core::ptr::null_mut(),
+        let index = match (*plan).type_ {
+            Tag::T_IndexScan => (*plan.cast::<pg_sys::IndexScan>()).indexid,
+            Tag::T_IndexOnlyScan => (*plan.cast::<pg_sys::IndexOnlyScan>()).indexid,
+            Tag::T_BitmapIndexScan => (*plan.cast::<pg_sys::BitmapIndexScan>()).indexid,
+            _ => pg_sys::InvalidOid,
         };
-        visit(condition.cast(), search) || compat::planstate_tree_walker(state, visit_plan, search)
+        let refused = index != pg_sys::InvalidOid
+            && (*search.cast::<Search>())
+                .may_not_use(pg_sys::IndexGetRelation(index, false), index);
+        refused || compat::planstate_tree_walker(state, visit_plan, search)
     }
 }
 

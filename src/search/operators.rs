@@ -6,7 +6,7 @@ use core::cmp::Ordering;
 
 use pgrx::prelude::*;
 
-use super::{Operand, Purpose, compare, equal};
+use super::{Operand, Purpose, compare, equal, guard};
 use crate::error::Error;
 use crate::types::datum::{Call, per_value_function};
 use crate::{access, compat};
@@ -115,7 +115,7 @@ fn purpose_of_order(call: &Call<'_>) -> Purpose {
     // is called by `_bt_compare()` only, which has it in a scan key.
     let in_index =
         call.has_index_options() && unsafe { call.scan_key() }.sk_subtype == pg_sys::InvalidOid;
-    upkeep_if(in_index || call.is_for_partition_key())
+    upkeep_if((in_index && !is_own_index(call)) || is_for_partition(call))
 }
 
 /// Support functions of the hash families: an index hashes what it stores, and
@@ -124,7 +124,8 @@ fn purpose_of_hash(call: &Call<'_>) -> Purpose {
     if access::compares_everything() {
         return Purpose::Free;
     }
-    upkeep_if(call.has_index_options() || call.is_for_partition_key())
+    let in_index = call.has_index_options() && (!has_own_name(call) || guard::builds_for_another());
+    upkeep_if(in_index || is_for_partition(call))
 }
 
 /// Operators: a unique constraint with ON CONFLICT looks for a duplicate with
@@ -133,7 +134,28 @@ fn purpose_of_operator(call: &Call<'_>) -> Purpose {
     if access::compares_everything() {
         return Purpose::Free;
     }
-    upkeep_if(call.is_for_constraint())
+    upkeep_if(call.is_for_constraint() && !is_own_index(call))
+}
+
+/// Whether the function finds the partition of a row, in a table that is not the
+/// user's own.
+fn is_for_partition(call: &Call<'_>) -> bool {
+    call.is_for_partition_key() && !has_own_name(call)
+}
+
+/// Whether the function is called for a relation that has the name of one of the
+/// user's own. Its schema is not known here.
+fn has_own_name(call: &Call<'_>) -> bool {
+    call.relation_name().is_none_or(access::has_own)
+}
+
+/// Whether the value on the left, which an index has in one of its pages, is in an
+/// index of the user's own, or of a temporary table: a unique index that somebody made for the purpose would
+/// tell him whether what he has copied into it is what he guesses.
+fn is_own_index(call: &Call<'_>) -> bool {
+    // SAFETY: declared with a varlena as first argument, strict.
+    let page = unsafe { call.pointer(0) };
+    access::is_own(compat::relation_of_page(page))
 }
 
 fn upkeep_if(upkeep: bool) -> Purpose {

@@ -4,7 +4,7 @@
 
 use pgrx::prelude::*;
 
-use super::{Operand, Purpose, compare};
+use super::{Operand, Purpose, compare, guard};
 use crate::compat;
 use crate::error::Error;
 use crate::types::datum::{Detoasted, per_value_function};
@@ -26,6 +26,15 @@ impl Sorted for Sealed {
 impl Sorted for Plain {
     fn operand(value: Detoasted<'_>) -> Operand<'_> {
         Operand::Plain(value)
+    }
+}
+
+/// A sort is a query's, or builds an index.
+fn purpose() -> Purpose {
+    if guard::builds_for_another() {
+        Purpose::Free
+    } else {
+        Purpose::Query
     }
 }
 
@@ -56,7 +65,7 @@ unsafe extern "C-unwind" fn compare_values<T: Sorted>(
             T::operand(Detoasted::from_raw(right)),
         )
     };
-    Error::unwrap_or_raise(compare(&left, &right, Purpose::Query)) as i32
+    Error::unwrap_or_raise(compare(&left, &right, purpose())) as i32
 }
 
 #[pg_guard]
@@ -66,7 +75,7 @@ unsafe extern "C-unwind" fn abbreviate<T: Sorted>(
 ) -> pg_sys::Datum {
     // SAFETY: as in `compare_values`.
     let operand = T::operand(unsafe { Detoasted::from_raw(value) });
-    let tag = Error::unwrap_or_raise(operand.tag(Purpose::Query));
+    let tag = Error::unwrap_or_raise(operand.tag(purpose()));
     pg_sys::Datum::from(tag.prefix() as usize)
 }
 

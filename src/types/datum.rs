@@ -115,6 +115,15 @@ impl<'a> Call<'a> {
         unsafe { Detoasted::from_raw(self.datum(number)) }
     }
 
+    /// Where an argument is.
+    ///
+    /// # Safety
+    /// The SQL function declares this argument as of a type passed by reference.
+    pub(crate) unsafe fn pointer(&self, number: usize) -> *const u8 {
+        // SAFETY: by the caller's word.
+        unsafe { self.datum(number).cast_mut_ptr() }
+    }
+
     /// # Safety
     /// The SQL function declares this argument as `internal`, a `T`.
     pub(crate) unsafe fn internal<T>(&self, number: usize) -> *mut T {
@@ -162,6 +171,18 @@ impl<'a> Call<'a> {
             function.fn_expr.is_null()
                 && !function.fn_mcxt.is_null()
                 && CStr::from_ptr((*function.fn_mcxt).name) == c"partition key"
+        }
+    }
+
+    /// The name of the relation in whose part of the relation cache the function's
+    /// description lives, if it does: an index (`RelationInitIndexAccessInfo()`), or
+    /// a partitioned table.
+    pub(crate) fn relation_name(&self) -> Option<&'a CStr> {
+        // SAFETY: the memory context of the description is live; its identifier is
+        // null or NUL-terminated.
+        unsafe {
+            let context = (*self.0.flinfo).fn_mcxt.as_ref()?;
+            context.ident.as_ref().map(|name| CStr::from_ptr(name))
         }
     }
 

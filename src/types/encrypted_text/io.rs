@@ -19,7 +19,7 @@ per_value_function!("encrypted_text_in", |call| {
 per_value_function!("encrypted_text_out", |call| {
     // SAFETY: declared as (encrypted_text), strict.
     let value: EncryptedText<'_> = unsafe { call.varlena(0) };
-    let text: CStringBuf = Error::unwrap_or_raise(access::show(&value));
+    let text: CStringBuf = Error::unwrap_or_raise(access::print(&value));
     text.into_raw()
 });
 
