@@ -168,6 +168,18 @@ fn find_modifier(modifier: i32) -> Result<Option<Rc<DataKey>>, Error> {
     })
 }
 
+/// Whether the current user may use every key.
+///
+/// # Errors
+/// [`Error::KeyTable`].
+pub(crate) fn all_granted() -> Result<bool, Error> {
+    let keys: Vec<_> = with_known(|known| {
+        let restricted = known.keys.iter().filter(|key| key.roles.is_some());
+        restricted.map(Rc::clone).collect()
+    })?;
+    Ok(keys.iter().all(|key| key.is_granted()))
+}
+
 /// Whether there are data keys, as far as this backend has read the table. Cannot
 /// fail.
 pub(crate) fn may_have_data_keys() -> bool {

@@ -10,8 +10,8 @@ mod table;
 mod wrap;
 
 pub(crate) use data_keys::{
-    DataKey, active_by_modifier, active_by_name, any_grants, by_id, is_restricted_modifier,
-    may_have_data_keys, may_have_grants, name_of_modifier,
+    DataKey, active_by_modifier, active_by_name, all_granted, any_grants, by_id,
+    is_restricted_modifier, may_have_data_keys, may_have_grants, name_of_modifier,
 };
 pub(crate) use index_key::{index_key, prepare_index_key};
 pub(crate) use ring_guard::{Use, check as check_ring, passed as ring_passed};

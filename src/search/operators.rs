@@ -149,13 +149,15 @@ fn has_own_name(call: &Call<'_>) -> bool {
     call.relation_name().is_none_or(access::has_own)
 }
 
-/// Whether the value on the left, which an index has in one of its pages, is in an
-/// index of the user's own, or of a temporary table: a unique index that somebody made for the purpose would
-/// tell him whether what he has copied into it is what he guesses.
+/// Whether the value that an index has in one of its pages is in an index of the
+/// user's own, or of a temporary table: a unique index that somebody made for the
+/// purpose would tell him whether what he has copied into it is what he guesses.
 fn is_own_index(call: &Call<'_>) -> bool {
-    // SAFETY: declared with a varlena as first argument, strict.
-    let page = unsafe { call.pointer(0) };
-    access::is_own(compat::relation_of_page(page))
+    // The other one is what is entered; when a page is split that may be on the left.
+    // SAFETY: declared with two varlenas, strict.
+    let (left, right) = unsafe { (call.pointer(0), call.pointer(1)) };
+    let index = compat::relation_of_page(left).or_else(|| compat::relation_of_page(right));
+    access::is_own(index)
 }
 
 fn upkeep_if(upkeep: bool) -> Purpose {
