@@ -148,6 +148,26 @@ class Cluster:
         for lock in (self.datadir / "postmaster.pid", self.dir / SOCKET_LOCK):
             lock.unlink()
 
+    def kill_backend(self, pid: int) -> None:
+        """Crashes one backend. The postmaster lives on, ends its other children and
+        forks new ones."""
+        postmaster, crashes = self.postmaster_pid(), self._count_crashes()
+        os.kill(pid, signal.SIGKILL)
+        # Until it has noticed, the postmaster accepts sessions that it then ends.
+        wait_until(lambda: self._count_crashes() > crashes, "the crash")
+        wait_until(self.accepts_sessions, "the recovery")
+        assert self.postmaster_pid() == postmaster
+
+    def accepts_sessions(self) -> bool:
+        try:
+            self.connect().close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def _count_crashes(self) -> int:
+        return self.log().count("all server processes terminated; reinitializing")
+
     def destroy(self) -> None:
         """Stops the server if it runs, and removes its files."""
         if self.is_running():

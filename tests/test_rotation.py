@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,17 +197,7 @@ def kill_server(cluster: Cluster, _pid: int) -> None:
 
 
 def kill_backend(cluster: Cluster, pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: "all server processes terminated" in cluster.log(), "the crash")
-    wait_until(lambda: accepts(cluster), "the recovery")
-
-
-def accepts(cluster: Cluster) -> bool:
-    try:
-        cluster.connect().close()
-    except psycopg.OperationalError:
-        return False
-    return True
+    cluster.kill_backend(pid)
 
 
 @pytest.mark.parametrize("interrupt", [kill_server, kill_backend])
