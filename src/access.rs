@@ -35,7 +35,7 @@ fn show_as_set<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
         if !gucs::dump_plaintext()
             || (export == Export::Decoding && !sealing::is_under_ring(stored))
         {
-            return Ok(sealing::copied(encode_text(stored).as_bytes()));
+            return Ok(ciphertext(stored));
         }
         return sealing::open(stored);
     }
@@ -43,7 +43,7 @@ fn show_as_set<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
         Access::Full => open_or_instead(stored),
         Access::Masked => Ok(masked()),
         Access::Ciphertext => match check_key(stored) {
-            Ok(()) => Ok(sealing::copied(encode_text(stored).as_bytes())),
+            Ok(()) => Ok(ciphertext(stored)),
             Err(Error::KeyNotGranted { .. }) => Ok(masked()),
             Err(error) => Err(error.into()),
         },
@@ -83,9 +83,13 @@ fn instead<B: Output>(stored: &[u8], error: Box<Error>) -> Result<B, Box<Error>>
 pub(crate) fn print<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
     show(stored).or_else(|error| match *error {
         Error::KeyNotGranted { .. } | Error::DumpOfMasks => Err(error),
-        _ if takes_ciphertext() => Ok(sealing::copied(encode_text(stored).as_bytes())),
+        _ if takes_ciphertext() => Ok(ciphertext(stored)),
         _ => Err(error),
     })
+}
+
+fn ciphertext<B: Output>(stored: &[u8]) -> B {
+    sealing::copied(encode_text(stored).as_bytes())
 }
 
 fn masked<B: Output>() -> B {
@@ -102,10 +106,15 @@ pub(crate) fn is_mask(value: &[u8]) -> bool {
 /// # Errors
 /// [`Error::Access`].
 pub(crate) fn check_decrypt() -> Result<(), Error> {
+    check_full("decrypt")
+}
+
+/// Whether the session may do what takes plaintext.
+fn check_full(what: &'static str) -> Result<(), Error> {
     match gucs::access() {
         Access::Full => Ok(()),
         access => Err(Error::Access {
-            what: "decrypt",
+            what,
             access: access.name(),
         }),
     }
@@ -167,13 +176,7 @@ pub(crate) fn compares_everything() -> bool {
 /// # Errors
 /// [`Error::Access`].
 pub(crate) fn check_compare() -> Result<(), Error> {
-    match gucs::access() {
-        Access::Full => Ok(()),
-        access => Err(Error::Access {
-            what: "compare encrypted values",
-            access: access.name(),
-        }),
-    }
+    check_full("compare encrypted values")
 }
 
 /// Whether a query of this session may compare this value.

@@ -7,9 +7,9 @@ use pgrx::prelude::*;
 use zeroize::Zeroizing;
 
 use crate::error::Error;
-use crate::rotation::target;
+use crate::relations;
 use crate::types::datum::{Call, Varlena, per_value_function};
-use crate::{access, sealing, search};
+use crate::{access, sealing};
 
 per_value_function!("colcrypt_keep_masked", |call| {
     let call: Call<'_> = call;
@@ -49,8 +49,8 @@ unsafe fn keep_masked(trigger: &pg_sys::TriggerData) -> Result<pg_sys::HeapTuple
             ));
         };
         let encrypted_text =
-            search::encrypted_text().ok_or(Error::KeyTable("its extension is not there"))?;
-        let name = target::relation_name((*relation).rd_id).unwrap_or_default();
+            relations::encrypted_text().ok_or(Error::KeyTable("its extension is not there"))?;
+        let name = relations::relation_name((*relation).rd_id).unwrap_or_default();
         let (mut old, mut old_nulls) = (vec![pg_sys::Datum::null(); count], vec![true; count]);
         let (mut new, mut new_nulls) = (old.clone(), old_nulls.clone());
         pg_sys::heap_deform_tuple(
@@ -68,8 +68,8 @@ unsafe fn keep_masked(trigger: &pg_sys::TriggerData) -> Result<pg_sys::HeapTuple
         let (mut columns, mut values, mut nulls) = (Vec::new(), Vec::new(), Vec::new());
         for column in arguments {
             let column = CStr::from_ptr(*column);
-            let attribute = target::find_column((*relation).rd_id, column, &name)?;
-            target::check_type((*relation).rd_id, attribute, column, &name, encrypted_text)?;
+            let attribute = relations::find_column((*relation).rd_id, column, &name)?;
+            relations::check_type((*relation).rd_id, attribute, column, &name, encrypted_text)?;
             let number = attribute as usize - 1;
             if !new_nulls[number] && is_mask(new[number]) {
                 columns.push(i32::from(attribute));

@@ -9,9 +9,8 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::error::Error;
-use crate::rotation::target;
+use crate::relations;
 use crate::sealing::Sealer;
-use crate::search;
 
 /// Values of a column under one key, in one suite.
 struct Usage {
@@ -46,13 +45,13 @@ fn colcrypt_key_usage(
 > {
     // SAFETY: locking an OID that is no relation does no harm.
     unsafe { pg_sys::LockRelationOid(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE) };
-    let name = target::relation_name(relation).ok_or(Error::NoRelation(relation.to_u32()))?;
+    let name = relations::relation_name(relation).ok_or(Error::NoRelation(relation.to_u32()))?;
     let readable = [
         pg_sys::RELKIND_RELATION,
         pg_sys::RELKIND_PARTITIONED_TABLE,
         pg_sys::RELKIND_MATVIEW,
     ];
-    if !readable.contains(&target::relation_kind(relation)) {
+    if !readable.contains(&relations::relation_kind(relation)) {
         return Err(Error::NotTable {
             relation: name,
             kind: "a relation without rows of its own",
@@ -60,16 +59,16 @@ fn colcrypt_key_usage(
         }
         .into());
     }
-    let attribute = target::find_column(relation, column_name, &name)?;
+    let attribute = relations::find_column(relation, column_name, &name)?;
     let encrypted_text =
-        search::encrypted_text().ok_or(Error::KeyTable("its extension is not there"))?;
-    target::check_type(relation, attribute, column_name, &name, encrypted_text)?;
+        relations::encrypted_text().ok_or(Error::KeyTable("its extension is not there"))?;
+    relations::check_type(relation, attribute, column_name, &name, encrypted_text)?;
     // SAFETY: the relation exists.
     let hidden = unsafe { pg_sys::check_enable_rls(relation, pg_sys::InvalidOid, true) };
     if hidden == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32 {
         return Err(Error::HiddenRows { relation: name }.into());
     }
-    let modifier = target::find_modifier(relation, attribute);
+    let modifier = relations::find_modifier(relation, attribute);
     let usage = read(relation, column_name)?;
     Ok(TableIterator::new(usage.into_iter().map(move |usage| {
         let stale = is_stale(&usage, modifier);
@@ -120,16 +119,12 @@ fn colcrypt_keys_in_index(
 ) -> Result<pgrx::iter::SetOfIterator<'static, String>, ErrorReport> {
     let mut missing: Vec<_> = key_ids
         .into_iter()
-        .filter_map(|text| {
-            Some((
-                KeyId(u32::from_str_radix(&text, 16).ok()?.to_be_bytes()),
-                text,
-            ))
-        })
+        .filter_map(|text| Some((text.parse::<KeyId>().ok()?, text)))
         .collect();
     let mut found = Vec::new();
-    if target::relation_kind(index) != pg_sys::RELKIND_INDEX {
-        let relation = target::relation_name(index).unwrap_or_else(|| index.to_u32().to_string());
+    if relations::relation_kind(index) != pg_sys::RELKIND_INDEX {
+        let relation =
+            relations::relation_name(index).unwrap_or_else(|| index.to_u32().to_string());
         return Err(Error::NotIndex { relation }.into());
     }
     let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
@@ -168,11 +163,7 @@ fn colcrypt_keys_in_index(
 
 /// Whether a rotation would move the values; also if it cannot be told.
 fn is_stale(usage: &Usage, modifier: i32) -> bool {
-    let id = u32::from_str_radix(&usage.key_id, 16).map(|id| KeyId(id.to_be_bytes()));
-    let suite = Suite::ALL
-        .into_iter()
-        .find(|suite| suite.name() == usage.suite);
-    let (Ok(id), Some(suite)) = (id, suite) else {
+    let (Ok(id), Some(suite)) = (usage.key_id.parse(), Suite::from_name(&usage.suite)) else {
         return true;
     };
     let is_stale = |sealer: Option<Sealer>| match sealer {

@@ -20,6 +20,7 @@ mod key_usage;
 mod keyring;
 mod log_hook;
 mod managed_keys;
+mod relations;
 mod rotation;
 mod sealing;
 mod search;

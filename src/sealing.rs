@@ -39,20 +39,17 @@ impl Sealer {
     /// [`Error::KeyNameNotGranted`] for `colcrypt.write_key`.
     #[inline]
     pub(crate) fn of_new_value(modifier: i32) -> Result<Self, Error> {
-        if modifier == NO_MODIFIER && gucs::write_key().is_none() {
-            return Ok(Self::Primary);
-        }
-        Self::managed(modifier)
-    }
-
-    fn managed(modifier: i32) -> Result<Self, Error> {
         if modifier != NO_MODIFIER {
-            return managed_keys::active_by_modifier(modifier).map(Self::Managed);
+            return Self::of_modifier(modifier);
         }
         match gucs::write_key() {
-            Some(name) => Self::named(&name.to_string_lossy()),
             None => Ok(Self::Primary),
+            Some(name) => Self::named(&name.to_string_lossy()),
         }
+    }
+
+    fn of_modifier(modifier: i32) -> Result<Self, Error> {
+        managed_keys::active_by_modifier(modifier).map(Self::Managed)
     }
 
     /// The managed key of this name, which the user chose.
@@ -335,7 +332,7 @@ pub(crate) fn fit<B: Output>(stored: &[u8], modifier: i32) -> Result<B, Error> {
         if is_brought(header.key_id()) {
             return Ok(copied(stored));
         }
-        let sealer = Sealer::managed(modifier)?;
+        let sealer = Sealer::of_modifier(modifier)?;
         if (header.suite(), header.key_id()) != sealer.header()? {
             access::check_key(stored)?;
             return reseal(stored, &sealer, &mut Zeroizing::new(Vec::new()));

@@ -19,13 +19,10 @@ fn colcrypt_create_key(name: &str, algorithm: &str) -> Result<String, ErrorRepor
     if !is_key_name(name) {
         return Err(Error::BadKeyName.into());
     }
-    let suite = Suite::ALL
-        .into_iter()
-        .find(|suite| suite.name() == algorithm)
-        .ok_or(Error::Parameter {
-            what: "algorithm of a key",
-            bound: "xaes-256-gcm, aes-256-gcm, fernet or envelope",
-        })?;
+    let suite = Suite::from_name(algorithm).ok_or(Error::Parameter {
+        what: "algorithm of a key",
+        bound: "xaes-256-gcm, aes-256-gcm, fernet or envelope",
+    })?;
     table::lock(c"colcrypt.create_key()")?;
     let modifier = modifier_from_name(name);
     for row in data_rows()? {

@@ -8,10 +8,9 @@ use std::rc::Rc;
 use colcrypt_core::{Key, KeyId, Suite, modifier_from_name};
 use pgrx::prelude::*;
 
-use super::table::{self, Kind, Row, State, changes};
+use super::table::{self, Basis, Kind, Row, State};
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
-use crate::keyring;
 
 /// A version of a data key.
 pub(crate) struct DataKey {
@@ -26,11 +25,13 @@ pub(crate) struct DataKey {
 
 /// What was read, and what it depends on.
 struct Known {
-    basis: (u64, u64),
+    /// None while it is being read.
+    basis: Option<Basis>,
     keys: Vec<Rc<DataKey>>,
     by_id: HashMap<KeyId, usize>,
     /// The version of each name that seals, or else the last one.
     by_name: HashMap<String, usize>,
+    /// As `by_name`, by the modifier that stands for the name.
     by_modifier: HashMap<i32, usize>,
     any_grants: bool,
 }
@@ -106,10 +107,7 @@ impl DataKey {
 /// # Errors
 /// [`Error::KeyTable`].
 pub(crate) fn by_id(id: KeyId) -> Result<Option<Rc<DataKey>>, Error> {
-    with_known(|known| {
-        let number = known.by_id.get(&id)?;
-        Some(Rc::clone(&known.keys[*number]))
-    })
+    with_known(|known| known.key(known.by_id.get(&id)))
 }
 
 /// The version of the key `name` that seals new values.
@@ -117,10 +115,7 @@ pub(crate) fn by_id(id: KeyId) -> Result<Option<Rc<DataKey>>, Error> {
 /// # Errors
 /// [`Error::UnknownKeyName`], [`Error::DestroyedKeyName`], [`Error::KeyTable`].
 pub(crate) fn active_by_name(name: &str) -> Result<Rc<DataKey>, Error> {
-    let found = with_known(|known| {
-        let number = known.by_name.get(name)?;
-        Some(Rc::clone(&known.keys[*number]))
-    })?;
+    let found = with_known(|known| known.key(known.by_name.get(name)))?;
     active(found, || name.to_owned())
 }
 
@@ -162,10 +157,7 @@ pub(crate) fn is_restricted_modifier(modifier: i32) -> Result<bool, Error> {
 }
 
 fn find_modifier(modifier: i32) -> Result<Option<Rc<DataKey>>, Error> {
-    with_known(|known| {
-        let number = known.by_modifier.get(&modifier)?;
-        Some(Rc::clone(&known.keys[*number]))
-    })
+    with_known(|known| known.key(known.by_modifier.get(&modifier)))
 }
 
 /// Whether the current user may use every key.
@@ -195,7 +187,7 @@ pub(crate) fn may_have_grants() -> bool {
     let known = KNOWN.borrow();
     known
         .as_ref()
-        .is_none_or(|known| known.any_grants || known.basis.1 != changes())
+        .is_none_or(|known| known.any_grants || known.basis.is_none_or(Basis::has_old_tables))
 }
 
 /// Whether any key is granted to some roles only.
@@ -207,21 +199,24 @@ pub(crate) fn any_grants() -> Result<bool, Error> {
 }
 
 fn with_known<T>(work: impl FnOnce(&Known) -> T) -> Result<T, Error> {
-    let basis = (keyring::with_current(|ring| ring.generation()), changes());
     if let Some(known) = KNOWN.borrow().as_ref()
-        && known.basis == basis
+        && known.basis == Some(Basis::now())
     {
         return Ok(work(known));
     }
     let mut known = Known::read()?;
     // Reading may have brought news of changes, but only of those before.
-    known.basis = (keyring::with_current(|ring| ring.generation()), changes());
+    known.basis = Some(Basis::now());
     let result = work(&known);
     KNOWN.replace(Some(known));
     Ok(result)
 }
 
 impl Known {
+    fn key(&self, number: Option<&usize>) -> Option<Rc<DataKey>> {
+        number.map(|number| Rc::clone(&self.keys[*number]))
+    }
+
     fn read() -> Result<Self, Error> {
         let mut grants: HashMap<String, Vec<pg_sys::Oid>> = HashMap::new();
         for (name, role) in table::read_grants()? {
@@ -232,7 +227,7 @@ impl Known {
             .map(|(name, roles)| (name, Rc::new(roles)))
             .collect();
         let mut known = Self {
-            basis: (0, 0),
+            basis: None,
             keys: Vec::new(),
             by_id: HashMap::new(),
             by_name: HashMap::new(),
@@ -241,12 +236,9 @@ impl Known {
         };
         let rows = table::read_rows()?.into_iter();
         for row in rows.filter(|row| row.kind == Kind::Data) {
-            let suite = Suite::ALL
-                .into_iter()
-                .find(|suite| suite.name() == row.suite)
-                .ok_or(Error::KeyTable(
-                    "a key has a suite that this library does not know",
-                ))?;
+            let suite = Suite::from_name(&row.suite).ok_or(Error::KeyTable(
+                "a key has a suite that this library does not know",
+            ))?;
             let number = known.keys.len();
             let modifier = modifier_from_name(&row.name);
             known.by_id.insert(row.id, number);

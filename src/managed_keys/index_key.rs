@@ -119,11 +119,8 @@ fn make_locked(function: TagFunction) -> Result<Row, Error> {
 /// made if there is none.
 #[pg_extern(sql = false)]
 fn colcrypt_create_index_key(algorithm: Option<&str>) -> Result<String, ErrorReport> {
-    let find = |name: &str| {
-        TagFunction::ALL
-            .into_iter()
-            .find(|known| known.name() == name)
-    };
+    // Nothing stands for HMAC in rows of before, but is no name to ask by.
+    let find = |name: &str| TagFunction::from_name(name).filter(|_| !name.is_empty());
     let wanted = match algorithm {
         None => None,
         Some(name) => Some(find(name).ok_or(Error::Parameter {

@@ -15,4 +15,4 @@ pub(crate) use data_keys::{
 };
 pub(crate) use index_key::{index_key, prepare_index_key};
 pub(crate) use ring_guard::{Use, check as check_ring, passed as ring_passed};
-pub(crate) use table::changes;
+pub(crate) use table::{Basis, changes};

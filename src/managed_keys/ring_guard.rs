@@ -8,7 +8,7 @@ use colcrypt_core::KeyId;
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 
-use super::table::{self, Kind, changes};
+use super::table::{self, Basis, Kind};
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
 use crate::keyring::{self, ActiveRing};
@@ -25,9 +25,9 @@ pub(crate) enum Use {
 
 struct Memo {
     /// The ring and the table in which its primary was found.
-    passed: Cell<Option<(u64, u64)>>,
+    passed: Cell<Option<Basis>>,
     /// As `passed`, and the statement in which the primary could not be remembered.
-    not_remembered: Cell<Option<((u64, u64), i64)>>,
+    not_remembered: Cell<Option<(Basis, i64)>>,
 }
 
 static MEMO: BackendLocal<Memo> = BackendLocal::new(Memo {
@@ -38,7 +38,7 @@ static MEMO: BackendLocal<Memo> = BackendLocal::new(Memo {
 /// Whether values may be sealed under the primary without another look.
 #[inline]
 pub(crate) fn passed(ring: &ActiveRing) -> bool {
-    MEMO.passed.get() == Some((ring.generation(), changes())) || ring.is_session_s()
+    MEMO.passed.get() == Some(Basis::with(ring)) || ring.is_session_s()
 }
 
 /// Judges the ring before its key is used, and remembers the key. Not the keys
@@ -55,15 +55,17 @@ pub(crate) fn check(purpose: Use) -> Result<(), Error> {
     if purpose == Use::Seal && ring.is_session_s() {
         return Ok(());
     }
-    let memo = || (ring.generation(), changes());
+    // Reading the tables may bring news of changes.
+    let basis = || Basis::with(&ring);
     // SAFETY: reads a variable of this backend.
     let statement = unsafe { pg_sys::GetCurrentStatementStartTimestamp() };
-    if MEMO.passed.get() == Some(memo()) || MEMO.not_remembered.get() == Some((memo(), statement)) {
+    if MEMO.passed.get() == Some(basis()) || MEMO.not_remembered.get() == Some((basis(), statement))
+    {
         return Ok(());
     }
     let remembered = remembered()?;
     if remembered.contains(&primary) {
-        MEMO.passed.set(Some(memo()));
+        MEMO.passed.set(Some(basis()));
         return Ok(());
     }
     if !remembered.is_empty() && !remembered.iter().any(|id| ring.server_has(*id)) {
@@ -73,7 +75,7 @@ pub(crate) fn check(purpose: Use) -> Result<(), Error> {
         });
     }
     if !remember_if_possible(primary)? {
-        MEMO.not_remembered.set(Some((memo(), statement)));
+        MEMO.not_remembered.set(Some((basis(), statement)));
     }
     Ok(())
 }

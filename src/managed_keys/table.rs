@@ -12,9 +12,10 @@ use colcrypt_core::{KeyId, KeyIdentity, SecretKey, unwrap_key};
 use pgrx::prelude::*;
 
 use crate::backend_local::BackendLocal;
+use crate::compat;
 use crate::error::Error;
+use crate::keyring::{self, ActiveRing};
 use crate::types::datum::{Call, per_value_function};
-use crate::{compat, keyring};
 
 /// `kind` of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,10 @@ impl Kind {
             Self::Index => "index",
         }
     }
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
 }
 
 impl State {
@@ -59,6 +64,10 @@ impl State {
             Self::Retired => "retired",
             Self::Destroyed => "destroyed",
         }
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
     }
 }
 
@@ -140,6 +149,34 @@ pub(crate) fn changes() -> u64 {
     KNOWN.changes.get()
 }
 
+/// What anything that was found out about keys depends on: the ring and the
+/// tables. It holds for as long as this stays the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Basis {
+    ring: u64,
+    changes: u64,
+}
+
+impl Basis {
+    pub(crate) fn now() -> Self {
+        keyring::with_current(|ring| Self::with(ring))
+    }
+
+    /// As `now`, with the ring at hand.
+    #[inline]
+    pub(crate) fn with(ring: &ActiveRing) -> Self {
+        Self {
+            ring: ring.generation(),
+            changes: changes(),
+        }
+    }
+
+    /// Whether the tables have changed since.
+    pub(super) fn has_old_tables(self) -> bool {
+        self.changes != changes()
+    }
+}
+
 /// The rows of `colcrypt.key` as they are now, whatever the snapshot of the
 /// transaction.
 ///
@@ -152,14 +189,8 @@ pub(super) fn read_rows() -> Result<Vec<Row>, Error> {
     }
     let mut rows = Vec::new();
     for_each_row::<9>(table()?, |columns| {
-        let kind = columns.text(2);
-        let kind = Kind::ALL
-            .into_iter()
-            .find(|known| Some(known.name()) == kind.as_deref());
-        let state = columns.text(4);
-        let state = State::ALL
-            .into_iter()
-            .find(|known| Some(known.name()) == state.as_deref());
+        let kind = columns.text(2).and_then(|name| Kind::from_name(&name));
+        let state = columns.text(4).and_then(|name| State::from_name(&name));
         if let (Some(id), Some(kind), Some(state)) = (columns.key_id(0), kind, state) {
             let wrapped = columns.key_id(5).zip(columns.get::<Vec<u8>>(6));
             rows.push(Row {
@@ -172,7 +203,6 @@ pub(super) fn read_rows() -> Result<Vec<Row>, Error> {
                 restricted: columns.get(8).unwrap_or(true),
             });
         }
-        Ok(())
     })?;
     Ok(rows)
 }
@@ -186,7 +216,6 @@ pub(super) fn read_grants() -> Result<Vec<(String, pg_sys::Oid)>, Error> {
     for_each_row::<2>(lookup(c"key_grant")?, |columns| {
         let role = columns.get::<pg_sys::Oid>(1);
         grants.extend(columns.text(0).zip(role));
-        Ok(())
     })?;
     Ok(grants)
 }
@@ -209,7 +238,7 @@ impl Columns<'_> {
     }
 
     fn key_id(&self, number: usize) -> Option<KeyId> {
-        parse_id(&self.text(number)?)
+        self.text(number)?.parse().ok()
     }
 }
 
@@ -217,7 +246,7 @@ impl Columns<'_> {
 /// needs.
 fn for_each_row<const N: usize>(
     table: pg_sys::Oid,
-    mut work: impl FnMut(&Columns<'_>) -> Result<(), Error>,
+    mut work: impl FnMut(&Columns<'_>),
 ) -> Result<(), Error> {
     let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
     // SAFETY: the sequence is that of PostgreSQL's own reads of catalogs
@@ -239,8 +268,7 @@ fn for_each_row<const N: usize>(
             0,
             core::ptr::null_mut(),
         );
-        let mut result = Ok(());
-        while result.is_ok() {
+        loop {
             let tuple = pg_sys::systable_getnext(scan);
             if tuple.is_null() {
                 break;
@@ -248,20 +276,15 @@ fn for_each_row<const N: usize>(
             let mut values = [pg_sys::Datum::null(); N];
             let mut nulls = [true; N];
             pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
-            result = work(&Columns {
+            work(&Columns {
                 values: &values,
                 nulls: &nulls,
             });
         }
         pg_sys::systable_endscan(scan);
         pg_sys::table_close(relation, lock);
-        result
     }
-}
-
-fn parse_id(text: &str) -> Option<KeyId> {
-    let id = u32::from_str_radix(text, 16).ok()?;
-    (text.len() == 8).then(|| KeyId(id.to_be_bytes()))
+    Ok(())
 }
 
 /// The OID of `colcrypt.key`. From here on this backend is told of its changes.

@@ -7,7 +7,7 @@
 
 mod indexes;
 mod rewrite;
-pub(crate) mod target;
+mod target;
 
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;

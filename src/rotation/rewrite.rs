@@ -12,8 +12,9 @@ use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::prelude::*;
 use zeroize::Zeroizing;
 
-use super::target::{Table, relation_name};
+use super::target::Table;
 use crate::error::Error;
+use crate::relations::relation_name;
 use crate::sealing::{self, Sealer};
 use crate::types::datum::{Varlena, first_bytes};
 use crate::types::encrypted_text::EncryptedTextBuf;

@@ -6,6 +6,7 @@ use pgrx::prelude::*;
 
 use crate::compat;
 use crate::error::Error;
+use crate::relations::{check_type, find_column, find_modifier, relation_kind, relation_name};
 
 /// Locked tables with the column in each.
 pub(super) struct Target {
@@ -78,22 +79,6 @@ impl Target {
     }
 }
 
-/// The name of a relation, for messages.
-pub(crate) fn relation_name(oid: pg_sys::Oid) -> Option<String> {
-    // SAFETY: gives a palloc'd string or null.
-    unsafe {
-        let name = pg_sys::get_rel_name(oid);
-        name.as_ref()
-            .map(|name| CStr::from_ptr(name).to_string_lossy().into_owned())
-    }
-}
-
-/// The kind of a relation (`pg_class.relkind`); 0 if there is none.
-pub(crate) fn relation_kind(oid: pg_sys::Oid) -> u8 {
-    // SAFETY: gives '\0' for an OID that is no relation.
-    unsafe { pg_sys::get_rel_relkind(oid) as u8 }
-}
-
 fn check_kind(oid: pg_sys::Oid, name: &str) -> Result<(), Error> {
     let (kind, hint) = match relation_kind(oid) {
         pg_sys::RELKIND_RELATION | pg_sys::RELKIND_PARTITIONED_TABLE => {
@@ -144,72 +129,4 @@ fn is_generated(oid: pg_sys::Oid, attribute: i16) -> bool {
         pg_sys::RelationClose(relation);
         generated
     }
-}
-
-/// # Errors
-/// [`Error::NoColumn`].
-pub(crate) fn find_column(oid: pg_sys::Oid, column: &CStr, relation: &str) -> Result<i16, Error> {
-    // SAFETY: gives 0 for no such column, dropped ones included, and below 0 for
-    // a system column.
-    match unsafe { pg_sys::get_attnum(oid, column.as_ptr()) } {
-        number @ 1.. => Ok(number),
-        _ => Err(Error::NoColumn {
-            relation: relation.to_owned(),
-            column: column.to_string_lossy().into_owned(),
-        }),
-    }
-}
-
-/// The type modifier of a column, or of the domain that it is of.
-pub(crate) fn find_modifier(oid: pg_sys::Oid, attribute: i16) -> i32 {
-    // SAFETY: the attribute exists.
-    unsafe {
-        let (mut declared, mut modifier, mut collation) =
-            (pg_sys::InvalidOid, -1, pg_sys::InvalidOid);
-        pg_sys::get_atttypetypmodcoll(
-            oid,
-            attribute,
-            &raw mut declared,
-            &raw mut modifier,
-            &raw mut collation,
-        );
-        pg_sys::getBaseTypeAndTypmod(declared, &raw mut modifier);
-        modifier
-    }
-}
-
-/// # Errors
-/// [`Error::WrongType`] unless the column is encrypted.
-pub(crate) fn check_type(
-    oid: pg_sys::Oid,
-    attribute: i16,
-    column: &CStr,
-    relation: &str,
-    encrypted_text: pg_sys::Oid,
-) -> Result<(), Error> {
-    // SAFETY: the attribute exists; format_type_be() gives a palloc'd string.
-    let (base, element, actual) = unsafe {
-        let declared = pg_sys::get_atttype(oid, attribute);
-        let actual = CStr::from_ptr(pg_sys::format_type_be(declared));
-        let base = pg_sys::getBaseType(declared);
-        (
-            base,
-            pg_sys::get_element_type(base),
-            actual.to_string_lossy().into_owned(),
-        )
-    };
-    if base == encrypted_text {
-        return Ok(());
-    }
-    let hint = if element == encrypted_text {
-        "Cast an array to text[] and back in an UPDATE to encrypt its elements again."
-    } else {
-        ""
-    };
-    Err(Error::WrongType {
-        relation: relation.to_owned(),
-        column: column.to_string_lossy().into_owned(),
-        actual,
-        hint,
-    })
 }

@@ -3,13 +3,12 @@
 //! an index says nothing to those who have no key.
 
 mod analyze;
-mod guard;
+mod comparisons;
+mod hooks;
 mod operators;
 mod prepare;
 mod sort;
 mod tags;
-
-pub(crate) use guard::encrypted_text;
 
 use core::cell::RefCell;
 use core::cmp::Ordering;
@@ -27,8 +26,7 @@ use crate::types::datum::Detoasted;
 
 /// Installs the hooks.
 pub(crate) fn install() {
-    prepare::install();
-    guard::install();
+    hooks::install();
 }
 
 /// One side of a comparison.

@@ -6,7 +6,7 @@ use core::cmp::Ordering;
 
 use pgrx::prelude::*;
 
-use super::{Operand, Purpose, compare, equal, guard};
+use super::{Operand, Purpose, compare, equal, hooks};
 use crate::error::Error;
 use crate::types::datum::{Call, per_value_function};
 use crate::{access, compat};
@@ -101,7 +101,7 @@ fn way_to_the_left(call: &Call<'_>) -> i32 {
 
 // How a function knows that it is called to keep an index in order, and not by a
 // query. What can be told apart by what it is called with, is here; queries that
-// search an index are refused before they run (`guard.rs`).
+// search an index are refused before they run (`comparisons.rs`).
 
 /// Support function 1 of the btree families. An index calls it with a scan key and
 /// with what PostgreSQL gives to support functions of an index only, the options
@@ -124,7 +124,7 @@ fn purpose_of_hash(call: &Call<'_>) -> Purpose {
     if access::compares_everything() {
         return Purpose::Free;
     }
-    let in_index = call.has_index_options() && (!has_own_name(call) || guard::builds_for_another());
+    let in_index = call.has_index_options() && (!has_own_name(call) || hooks::builds_for_another());
     upkeep_if(in_index || is_for_partition(call))
 }
 

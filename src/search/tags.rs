@@ -8,27 +8,12 @@ use colcrypt_core::TagMemory;
 use super::with_opened;
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
-use crate::{keyring, managed_keys};
+use crate::managed_keys::{self, Basis};
 
-/// What a memory depends on: it is dropped when one of these has changed, so that
-/// nothing is compared with a key that the session has no more.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Basis {
-    ring: u64,
-    managed_keys: u64,
-}
-
+/// With what it depends on: it is dropped when that has changed, so that nothing is
+/// compared with a key that the session has no more.
 static MEMORY: BackendLocal<RefCell<Option<(Basis, TagMemory)>>> =
     BackendLocal::new(RefCell::new(None));
-
-impl Basis {
-    fn now() -> Self {
-        Self {
-            ring: keyring::with_current(|ring| ring.generation()),
-            managed_keys: managed_keys::changes(),
-        }
-    }
-}
 
 /// Lends the memory to `work`; reads or makes the index key if need be.
 ///

@@ -2,6 +2,7 @@
 
 use core::cell::OnceCell;
 use core::fmt;
+use core::str::FromStr;
 
 use crate::aead::Aes256Gcm;
 use crate::kdf;
@@ -16,6 +17,23 @@ pub struct KeyId(pub [u8; 4]);
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:08x}", u32::from_be_bytes(self.0))
+    }
+}
+
+/// Text that is not 8 hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a key id has 8 hex digits")]
+pub struct NoKeyId;
+
+impl FromStr for KeyId {
+    type Err = NoKeyId;
+
+    fn from_str(text: &str) -> Result<Self, NoKeyId> {
+        if text.len() != 8 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(NoKeyId);
+        }
+        let id = u32::from_str_radix(text, 16).map_err(|_| NoKeyId)?;
+        Ok(Self(id.to_be_bytes()))
     }
 }
 
@@ -94,5 +112,26 @@ impl Key {
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Key({})", self.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_as_it_is_shown() {
+        let id = KeyId([0x0a, 0xbc, 0, 0xff]);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        for text in [
+            "",
+            "abc00ff",
+            "00abc00ff",
+            "+abc00ff",
+            "0abc00fg",
+            "0abc\u{e9}0f",
+        ] {
+            assert_eq!(text.parse::<KeyId>(), Err(NoKeyId), "{text}");
+        }
     }
 }

@@ -27,7 +27,7 @@ mod vectors;
 mod wrapping;
 
 pub use blind_index::{IndexKey, Tag, TagFunction};
-pub use key::{Key, KeyId};
+pub use key::{Key, KeyId, NoKeyId};
 pub use modifier::{is_key_name, modifier_from_name, parse_modifier, show_modifier};
 pub use nonce::{NonceSource, Nonces, RandomError};
 pub use ring::{KeyRing, RingKey};

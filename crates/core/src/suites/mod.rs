@@ -71,6 +71,11 @@ impl Suite {
         }
     }
 
+    /// The suite that [`Suite::name`] names.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|suite| suite.name() == name)
+    }
+
     pub(crate) const fn from_format_byte(byte: u8) -> Option<Self> {
         match byte {
             0x01 => Some(Self::Xaes256Gcm),

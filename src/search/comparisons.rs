@@ -1,140 +1,43 @@
-//! Refuses queries that compare what the session may not compare: when they are
-//! planned, whatever they would find, and again when they run, for those that were
-//! planned for somebody else. The functions that compare refuse by themselves;
-//! this is for what they cannot see: a search in an index, and an order that an
-//! index gives without comparing.
+//! Finds what a query compares that the session may not compare: in an analyzed
+//! query, and in the plan of one, for those that were planned for somebody else.
+//! The functions that compare refuse by themselves; this is for what they cannot
+//! see: a search in an index, and an order that an index gives without comparing.
 
-use core::cell::Cell;
 use core::ffi::c_void;
 
 use pgrx::prelude::*;
 
-use crate::backend_local::BackendLocal;
 use crate::error::Error;
 use crate::gucs::{self, Access};
+use crate::relations::{encrypted_text, find_modifier};
 use crate::{access, compat, managed_keys};
 
-struct Next {
-    relation: Cell<pg_sys::get_relation_info_hook_type>,
-    planner: Cell<pg_sys::planner_hook_type>,
-    run: Cell<pg_sys::ExecutorRun_hook_type>,
+/// Whether there may be anything to refuse. Must not fail, so it reads no table.
+pub(super) fn is_watched() -> bool {
+    gucs::access() != Access::Full || managed_keys::may_have_grants()
 }
 
-static NEXT: BackendLocal<Next> = BackendLocal::new(Next {
-    relation: Cell::new(None),
-    planner: Cell::new(None),
-    run: Cell::new(None),
-});
-
-/// How many queries run inside each other.
-static DEPTH: BackendLocal<Cell<u32>> = BackendLocal::new(Cell::new(0));
-
-/// Installs the hooks.
-pub(super) fn install() {
-    // SAFETY: hooks are set when a library is loaded, in the only thread.
-    unsafe {
-        NEXT.relation.set(pg_sys::get_relation_info_hook);
-        pg_sys::get_relation_info_hook = Some(relation_info);
-        pg_sys::RegisterXactCallback(Some(at_end), core::ptr::null_mut());
-        NEXT.planner.set(pg_sys::planner_hook);
-        pg_sys::planner_hook = Some(plan);
-        NEXT.run.set(pg_sys::ExecutorRun_hook);
-        pg_sys::ExecutorRun_hook = Some(run);
-    }
+#[pg_guard]
+pub(super) unsafe extern "C-unwind" fn check_query(query: *mut pg_sys::Query) {
+    // SAFETY: a query is a node.
+    Error::unwrap_or_raise(unsafe { check(|search| search.visit(query.cast())) });
 }
 
-/// Passes on unguarded: this frame has nothing that an error could leave behind.
-unsafe extern "C-unwind" fn plan(
-    query: *mut pg_sys::Query,
-    text: *const core::ffi::c_char,
-    options: i32,
-    parameters: pg_sys::ParamListInfo,
-) -> *mut pg_sys::PlannedStmt {
-    // SAFETY: as the planner is called.
-    unsafe {
-        if is_watched() {
-            check_query(query);
-        }
-        match NEXT.planner.get() {
-            Some(next) => next(query, text, options, parameters),
-            None => compat::standard_planner(query, text, options, parameters),
-        }
-    }
-}
-
-/// As `plan`.
-unsafe extern "C-unwind" fn run(
-    query: *mut pg_sys::QueryDesc,
-    direction: pg_sys::ScanDirection::Type,
-    count: u64,
-    execute_once: bool,
-) {
-    // SAFETY: PostgreSQL passes a query that is started.
-    unsafe {
-        if managed_keys::may_have_data_keys() {
-            hear_of_changes();
-        }
-        if is_watched() {
-            check_plan((*query).planstate);
-        }
-        // After an error it stays too high until the transaction ends.
-        DEPTH.set(DEPTH.get() + 1);
-        match NEXT.run.get() {
-            Some(next) => next(query, direction, count, execute_once),
-            None => compat::standard_executor_run(query, direction, count, execute_once),
-        }
-        DEPTH.set(DEPTH.get().saturating_sub(1));
-    }
-}
-
-unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _: *mut c_void) {
-    use pg_sys::XactEvent as Event;
-    if [
-        Event::XACT_EVENT_COMMIT,
-        Event::XACT_EVENT_ABORT,
-        Event::XACT_EVENT_PREPARE,
-    ]
-    .contains(&event)
-    {
-        DEPTH.set(0);
-    }
-}
-
-/// Whether an index is being built for somebody who may compare everything, by the
-/// owner of the table, who may not: PostgreSQL builds as the owner. No query runs
-/// inside of it, as one of the owner's functions might.
-pub(super) fn builds_for_another() -> bool {
-    // SAFETY: reads the state of this backend.
-    let restricted = unsafe { pg_sys::InSecurityRestrictedOperation() };
-    restricted
-        && DEPTH.get() == 0
-        && gucs::access() == Access::Full
-        // SAFETY: as above.
-        && unsafe { pg_sys::superuser_arg(pg_sys::GetOuterUserId()) }
-}
-
-/// As `plan`.
-unsafe extern "C-unwind" fn relation_info(
-    root: *mut pg_sys::PlannerInfo,
-    relation: pg_sys::Oid,
-    is_parent: bool,
-    info: *mut pg_sys::RelOptInfo,
-) {
-    // SAFETY: as the planner calls it.
-    unsafe {
-        if is_watched() {
-            hide_indexes(relation, info);
-        }
-        if let Some(next) = NEXT.relation.get() {
-            next(root, relation, is_parent, info);
-        }
-    }
+#[pg_guard]
+pub(super) unsafe extern "C-unwind" fn check_plan(plan: *mut pg_sys::PlanState) {
+    // SAFETY: the state of a plan that is started.
+    Error::unwrap_or_raise(unsafe {
+        check(|search| visit_plan(plan, core::ptr::from_mut(search).cast()))
+    });
 }
 
 /// Takes from the planner the indexes that would answer what may not be asked: by
 /// finding, or by the order in which they give rows.
 #[pg_guard]
-unsafe extern "C-unwind" fn hide_indexes(relation: pg_sys::Oid, info: *mut pg_sys::RelOptInfo) {
+pub(super) unsafe extern "C-unwind" fn hide_indexes(
+    relation: pg_sys::Oid,
+    info: *mut pg_sys::RelOptInfo,
+) {
     // SAFETY: the list of indexes is the planner's own.
     unsafe {
         Error::unwrap_or_raise(check(|search| {
@@ -148,34 +51,6 @@ unsafe extern "C-unwind" fn hide_indexes(relation: pg_sys::Oid, info: *mut pg_sy
             false
         }));
     }
-}
-
-/// A statement that was prepared locks nothing anew in a transaction that has its
-/// locks, and so PostgreSQL would not hear that a key was destroyed or taken back.
-#[pg_guard]
-unsafe extern "C-unwind" fn hear_of_changes() {
-    // SAFETY: a query is about to run, which may lock something at any time, and so
-    // do the same.
-    unsafe { pg_sys::AcceptInvalidationMessages() };
-}
-
-/// Whether there may be anything to refuse. Must not fail, so it reads no table.
-fn is_watched() -> bool {
-    gucs::access() != Access::Full || managed_keys::may_have_grants()
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn check_query(query: *mut pg_sys::Query) {
-    // SAFETY: a query is a node.
-    Error::unwrap_or_raise(unsafe { check(|search| search.visit(query.cast())) });
-}
-
-#[pg_guard]
-unsafe extern "C-unwind" fn check_plan(plan: *mut pg_sys::PlanState) {
-    // SAFETY: the state of a plan that is started.
-    Error::unwrap_or_raise(unsafe {
-        check(|search| visit_plan(plan, core::ptr::from_mut(search).cast()))
-    });
 }
 
 /// What a query is searched for.
@@ -245,7 +120,7 @@ impl Search {
         // SAFETY: by the caller's word.
         unsafe {
             let (declared, mut modifier) = if attribute > 0 {
-                let modifier = crate::rotation::target::find_modifier(table, attribute);
+                let modifier = find_modifier(table, attribute);
                 (pg_sys::get_atttype(table, attribute), modifier)
             } else {
                 (pg_sys::get_atttype((*index).rd_id, number as i16 + 1), -1)
@@ -475,29 +350,4 @@ unsafe fn members(list: *mut pg_sys::List) -> impl Iterator<Item = *mut pg_sys::
     };
     // SAFETY: by the caller's word.
     cells.iter().map(|cell| unsafe { cell.ptr_value.cast() })
-}
-
-/// The OID of the type, if the extension is there: what `colcrypt.inspect()` takes.
-pub(crate) fn encrypted_text() -> Option<pg_sys::Oid> {
-    static KNOWN: BackendLocal<Cell<Option<(u64, pg_sys::Oid)>>> =
-        BackendLocal::new(Cell::new(None));
-    let now = managed_keys::changes();
-    if let Some((then, known)) = KNOWN.get()
-        && then == now
-    {
-        return Some(known);
-    }
-    // SAFETY: catalog look-ups by name; the array of argument types is palloc'd.
-    unsafe {
-        let name = pg_sys::stringToQualifiedNameList(c"colcrypt.inspect".as_ptr());
-        let function = pg_sys::LookupFuncName(name, -1, core::ptr::null(), true);
-        if function == pg_sys::InvalidOid {
-            return None;
-        }
-        let (mut types, mut count) = (core::ptr::null_mut(), 0);
-        pg_sys::get_func_signature(function, &raw mut types, &raw mut count);
-        let encrypted_text = (count == 1).then(|| *types)?;
-        KNOWN.set(Some((now, encrypted_text)));
-        Some(encrypted_text)
-    }
 }
