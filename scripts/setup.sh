@@ -31,8 +31,9 @@ check_rust() {
 install_packages() {
     local wanted missing=() package
     # bindgen (in pgrx) reads PostgreSQL's headers with libclang. pgrx-tests starts
-    # its server through sudo, as root does, too. qemu-user plays an old CPU.
-    wanted=(gcc libc6-dev make git pkg-config clang libclang-dev sudo qemu-user)
+    # its server through sudo, as root does, too. qemu-user plays an old CPU; gdb takes
+    # core dumps; age decrypts a key file.
+    wanted=(gcc libc6-dev make git pkg-config clang libclang-dev sudo qemu-user gdb age)
     if [ "$PG_CONFIG" = "$DEBIAN_PG_CONFIG" ]; then
         # On Debian the contrib modules are part of postgresql-15.
         wanted+=(postgresql-15 postgresql-server-dev-15)

@@ -8,8 +8,9 @@ use pgrx::prelude::*;
 
 use crate::error::Error;
 use crate::gucs::{self, Access};
+use crate::tally::Operation;
 use crate::types::datum::Output;
-use crate::{compat, keyring, managed_keys, sealing};
+use crate::{compat, keyring, managed_keys, sealing, tally};
 
 /// What this session gets to see of a stored value as a value of the type: in
 /// output, and where it is cast to text. Plaintext, the mask, or ciphertext.
@@ -106,7 +107,11 @@ pub(crate) fn is_mask(value: &[u8]) -> bool {
 /// # Errors
 /// [`Error::Access`].
 pub(crate) fn check_decrypt() -> Result<(), Error> {
-    check_full("decrypt")
+    check_full("decrypt").inspect_err(|error| count_denied(None, error))
+}
+
+fn count_denied(stored: Option<&[u8]>, error: &Error) {
+    tally::count_failure(Operation::Decrypt, stored, error);
 }
 
 /// Whether the session may do what takes plaintext.
@@ -125,13 +130,14 @@ fn check_full(what: &'static str) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Access`], [`Error::KeyNotGranted`].
 pub(crate) fn check_ciphertext(stored: &[u8]) -> Result<(), Error> {
-    match gucs::access() {
+    let checked = match gucs::access() {
         Access::Masked => Err(Error::Access {
             what: "see ciphertext",
             access: Access::Masked.name(),
         }),
         Access::Full | Access::Ciphertext => check_key(stored),
-    }
+    };
+    checked.inspect_err(|error| count_denied(Some(stored), error))
 }
 
 /// Whether the current user may use the key of a value.

@@ -34,6 +34,17 @@ mod raw {
         // src/include/utils/relfilenodemap.h
         pub(super) fn RelidByRelfilenode(tablespace: pg_sys::Oid, file: pg_sys::Oid)
         -> pg_sys::Oid;
+        // src/include/tcop/utility.h
+        pub(super) fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            text: *const core::ffi::c_char,
+            read_only: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            parameters: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            destination: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
         // src/include/optimizer/planner.h
         pub(super) fn standard_planner(
             query: *mut pg_sys::Query,
@@ -178,6 +189,37 @@ pub(crate) unsafe fn standard_executor_run(
 ) {
     // SAFETY: by the caller's word.
     unsafe { raw::standard_ExecutorRun(query, direction, count, execute_once) };
+}
+
+/// What PostgreSQL runs a statement with that is no query, for a hook to pass on to.
+/// As [`standard_executor_run`].
+///
+/// # Safety
+/// As PostgreSQL asks.
+#[expect(clippy::too_many_arguments, reason = "PostgreSQL's own")]
+pub(crate) unsafe fn standard_process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    text: *const core::ffi::c_char,
+    read_only: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    parameters: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: by the caller's word.
+    unsafe {
+        raw::standard_ProcessUtility(
+            statement,
+            text,
+            read_only,
+            context,
+            parameters,
+            environment,
+            destination,
+            completion,
+        );
+    }
 }
 
 /// What PostgreSQL plans a query with, for a hook to pass on to. As

@@ -3,7 +3,7 @@
 use pgrx::prelude::*;
 
 use crate::error::Error;
-use crate::{compat, gucs, keyring, log_hook, search};
+use crate::{compat, gucs, hooks, keyring, log_hook};
 
 /// Called by `src/cpu.c` once the CPU is known to be good enough.
 #[pg_guard]
@@ -17,8 +17,9 @@ extern "C-unwind" fn colcrypt_init() {
     }
     keyring::note_preload();
     outside_parallel_mode(gucs::define);
-    search::install();
+    hooks::install();
     log_hook::install();
+    keyring::start();
 }
 
 /// PostgreSQL looks up functions late: those that print a column when its first

@@ -7,6 +7,8 @@ use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
+use crate::tally::Outcome;
+
 /// Where a malformed or reserved text came in: the SQLSTATEs differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wire {
@@ -19,7 +21,19 @@ pub(crate) enum Error {
     #[error("no encryption key is configured")]
     NoKeyRing { reason: Option<String> },
     #[error("encryption key {needed} is not in the key ring")]
-    UnknownKey { needed: KeyId, loaded: Vec<KeyId> },
+    UnknownKey {
+        needed: KeyId,
+        loaded: Vec<KeyId>,
+        /// Whether the ring is a random one.
+        dev_mode: bool,
+    },
+    #[error("{}", not_loaded(*.required))]
+    NotLoaded {
+        reason: Option<String>,
+        required: bool,
+    },
+    #[error("could not allocate shared memory for encryption keys: {0}")]
+    NoSharedMemory(String),
     /// One text for wrong key material and tampering.
     #[error("encrypted value could not be authenticated under key {key}")]
     Damaged { key: KeyId },
@@ -170,9 +184,26 @@ impl From<RandomError> for Error {
     }
 }
 
+fn not_loaded(required: bool) -> &'static str {
+    if required {
+        "colcrypt.require_key is on, but no encryption key could be loaded"
+    } else {
+        "colcrypt: encryption is not enabled"
+    }
+}
+
+/// Why values cannot be read that were written a moment ago.
+const DEV_MODE_KEY: &str = " With colcrypt.dev_mode every start of the server makes another \
+    random key, unless one is configured.";
+
 impl Error {
     pub(crate) fn damaged(key: KeyId) -> impl FnOnce(OpenError) -> Self {
         move |OpenError| Self::Damaged { key }
+    }
+
+    /// Says it as a warning.
+    pub(crate) fn warn(self) {
+        ErrorReport::from(self).report(PgLogLevel::WARNING);
     }
 
     /// Raises the error in PostgreSQL.
@@ -191,7 +222,47 @@ impl Error {
         }
     }
 
-    fn code(&self) -> PgSqlErrorCode {
+    /// Which failure of keys or values it is, if it is one.
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Self::NoKeyRing { .. }
+            | Self::UnknownKey { .. }
+            | Self::UnknownWrappingKey { .. }
+            | Self::UnknownPrimary { .. }
+            | Self::DestroyedKey { .. }
+            | Self::DestroyedKeyName { .. }
+            | Self::ForeignFernetToken => Some(Outcome::WrongKey),
+            Self::Damaged { .. }
+            | Self::DamagedKey { .. }
+            | Self::Malformed
+            | Self::NotText { .. } => Some(Outcome::Damaged),
+            Self::KeyNotGranted { .. }
+            | Self::KeyNameNotGranted { .. }
+            | Self::Access { .. }
+            | Self::CompareNotGranted { .. }
+            | Self::CompareColumnNotGranted
+            | Self::DumpOfMasks => Some(Outcome::Denied),
+            _ => None,
+        }
+    }
+
+    /// The key that it is about, if it is known by its id.
+    pub(crate) fn key(&self) -> Option<KeyId> {
+        match self {
+            Self::UnknownKey { needed: key, .. }
+            | Self::UnknownPrimary { primary: key, .. }
+            | Self::UnknownWrappingKey { key, .. }
+            | Self::DestroyedKey { key }
+            | Self::Damaged { key }
+            | Self::DamagedKey { key, .. }
+            | Self::NotText { key }
+            | Self::KeyNotGranted { key }
+            | Self::CompareNotGranted { key } => Some(*key),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn code(&self) -> PgSqlErrorCode {
         use PgSqlErrorCode as Code;
         match self {
             Self::NoKeyRing { .. }
@@ -224,6 +295,8 @@ impl Error {
             }
             Self::UnknownKeyName { .. } => Code::ERRCODE_UNDEFINED_OBJECT,
             Self::Random(_) | Self::KeyTable(_) => Code::ERRCODE_INTERNAL_ERROR,
+            Self::NotLoaded { .. } => Code::ERRCODE_CONFIG_FILE_ERROR,
+            Self::NoSharedMemory(_) => Code::ERRCODE_OUT_OF_MEMORY,
             Self::NoOrder => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::NoRelation(_) => Code::ERRCODE_UNDEFINED_TABLE,
             Self::NotTable { .. } | Self::NotIndex { .. } => Code::ERRCODE_WRONG_OBJECT_TYPE,
@@ -253,9 +326,16 @@ impl Error {
     fn detail(&self) -> Option<String> {
         match self {
             Self::NoKeyRing { reason } => reason.clone(),
-            Self::UnknownKey { loaded, .. } => {
+            Self::UnknownKey {
+                loaded, dev_mode, ..
+            } => {
                 let ids: Vec<_> = loaded.iter().map(ToString::to_string).collect();
-                Some(format!("Keys in the ring: {}.", ids.join(", ")))
+                let why = if *dev_mode { DEV_MODE_KEY } else { "" };
+                Some(format!("Keys in the ring: {}.{why}", ids.join(", ")))
+            }
+            Self::NotLoaded { reason, .. } => {
+                let none = || "No source of a key ring is set.".to_owned();
+                Some(reason.clone().unwrap_or_else(none))
             }
             Self::UnknownPrimary { remembered, .. } => {
                 let ids: Vec<_> = remembered.iter().map(ToString::to_string).collect();
@@ -283,6 +363,14 @@ impl Error {
                  start the server with the key in the environment variable that colcrypt.key_env \
                  names (COLCRYPT_KEY), or SET colcrypt.key for this session. \
                  colcrypt.generate_key() makes a key."
+            }
+            Self::UnknownKey { dev_mode: true, .. } => {
+                "Set colcrypt.key_file to a file with a key, so that values can be read again."
+            }
+            Self::NotLoaded { .. } => {
+                "Name a file with the key in colcrypt.key_file, a command that prints it in \
+                 colcrypt.key_command, or an environment variable that holds it in \
+                 colcrypt.key_env, or set colcrypt.key. \"openssl rand -base64 32\" makes a key."
             }
             Self::UnknownKey { .. } => {
                 "Add the key that the value was encrypted with to the key ring, behind the \

@@ -1,7 +1,7 @@
 //! The settings, and the hooks between PostgreSQL's setting machinery and the
 //! key ring.
 
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::ffi::{CStr, c_char, c_void};
 use std::ffi::CString;
 
@@ -65,8 +65,43 @@ pub(crate) enum Undecryptable {
     Placeholder,
 }
 
+/// `colcrypt.audit_log`: what of the use of keys is logged.
+#[derive(Clone, Copy, PartialEq, Eq, PostgresGucEnum)]
+pub(crate) enum AuditLog {
+    #[name = c"off"]
+    Off,
+    #[name = c"failures"]
+    Failures,
+    #[name = c"access"]
+    Access,
+}
+
 static KEY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+/// The settings that name sources, as their assign hooks were told: those read the
+/// sources, and PostgreSQL changes the variables only after that.
+static SOURCES: BackendLocal<RefCell<Sources>> = BackendLocal::new(RefCell::new(Sources {
+    key_file: None,
+    key_command: None,
+    key_env: None,
+    dev_mode: false,
+}));
+
+/// The settings that name sources; a text that is empty is none.
+#[derive(Clone)]
+pub(crate) struct Sources {
+    pub(crate) key_file: Option<CString>,
+    pub(crate) key_command: Option<CString>,
+    pub(crate) key_env: Option<CString>,
+    pub(crate) dev_mode: bool,
+}
+
+/// Whether [`KEY_FILE`] was given on the command line.
+static KEY_FILE_ON_COMMAND_LINE: BackendLocal<Cell<bool>> = BackendLocal::new(Cell::new(false));
+static KEY_COMMAND: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
+static REQUIRE_KEY: GucSetting<bool> = GucSetting::<bool>::new(false);
+static DEV_MODE: GucSetting<bool> = GucSetting::<bool>::new(false);
+static AUDIT_LOG: GucSetting<AuditLog> = GucSetting::<AuditLog>::new(AuditLog::Off);
 static KEY_ENV: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"COLCRYPT_KEY"));
 static ALGORITHM: GucSetting<Algorithm> = GucSetting::<Algorithm>::new(Algorithm::Xaes256Gcm);
@@ -134,14 +169,25 @@ pub(crate) fn write_key<'a>() -> Option<&'a CStr> {
     name.filter(|name| !name.is_empty())
 }
 
-/// `colcrypt.key_file`, if set.
-pub(crate) fn key_file() -> Option<CString> {
-    KEY_FILE.get().filter(|path| !path.is_empty())
+/// The settings that name sources.
+pub(crate) fn sources() -> Sources {
+    SOURCES.borrow().clone()
 }
 
-/// `colcrypt.key_env`, if set.
-pub(crate) fn key_env() -> Option<CString> {
-    KEY_ENV.get().filter(|name| !name.is_empty())
+/// Whether `colcrypt.key_file` was given on the server's command line, where a reload
+/// does not assign it anew.
+pub(crate) fn key_file_is_on_command_line() -> bool {
+    KEY_FILE_ON_COMMAND_LINE.get()
+}
+
+/// Whether the server must not start without a key ring.
+pub(crate) fn require_key() -> bool {
+    REQUIRE_KEY.get()
+}
+
+/// What of the use of keys is logged.
+pub(crate) fn audit_log() -> AuditLog {
+    AUDIT_LOG.get()
 }
 
 /// Defines the settings. Called once, when the library is loaded.
@@ -170,19 +216,61 @@ pub(crate) fn define() {
             &KEY_FILE,
             GucContext::Sighup,
             GucFlags::SUPERUSER_ONLY,
+            Some(check_key_file),
+            Some(assign_key_file),
             None,
-            Some(assign_source),
+        );
+        GucRegistry::define_string_guc_with_hooks(
+            c"colcrypt.key_command",
+            c"Shell command that prints the key ring text.",
+            c"The postmaster runs it when the server starts and when the configuration is \
+              reloaded. It needs shared_preload_libraries.",
+            &KEY_COMMAND,
+            GucContext::Sighup,
+            GucFlags::SUPERUSER_ONLY,
             None,
+            Some(assign_command),
+            None,
+        );
+        GucRegistry::define_bool_guc(
+            c"colcrypt.require_key",
+            c"Whether the server refuses to start without a key ring.",
+            c"It needs shared_preload_libraries.",
+            &REQUIRE_KEY,
+            GucContext::Sighup,
+            GucFlags::empty(),
+        );
+        GucRegistry::define_bool_guc_with_hooks(
+            c"colcrypt.dev_mode",
+            c"Whether the server makes a random key when none is configured.",
+            c"For development: what is encrypted cannot be read after the next start. It needs \
+              shared_preload_libraries.",
+            &DEV_MODE,
+            GucContext::Sighup,
+            GucFlags::empty(),
+            None,
+            Some(assign_dev_mode),
+            None,
+        );
+        GucRegistry::define_enum_guc(
+            c"colcrypt.audit_log",
+            c"What of the use of keys is logged.",
+            c"\"off\": nothing. \"failures\": what was refused or could not be decrypted. \
+              \"access\": everything. One line for each statement and key.",
+            &AUDIT_LOG,
+            GucContext::Suset,
+            GucFlags::empty(),
         );
         GucRegistry::define_string_guc_with_hooks(
             c"colcrypt.key_env",
             c"Name of the environment variable of the server that holds the key ring text.",
-            c"Used when neither colcrypt.key nor colcrypt.key_file is configured.",
+            c"Used when none of colcrypt.key, colcrypt.key_file and colcrypt.key_command is \
+              configured.",
             &KEY_ENV,
             GucContext::Sighup,
             GucFlags::empty(),
             None,
-            Some(assign_source),
+            Some(assign_key_env),
             None,
         );
         GucRegistry::define_enum_guc_with_hooks(
@@ -404,11 +492,57 @@ unsafe extern "C-unwind" fn show_key() -> *const c_char {
     unsafe { pg_sys::pstrdup(ids.as_ptr()) }
 }
 
-/// A source setting was assigned: at every reload too, if it is in the
-/// configuration file, changed or not.
+// A source setting is assigned at every reload too, if it is in the configuration
+// file, changed or not.
+
 #[pg_guard]
-unsafe extern "C-unwind" fn assign_source(_newval: *const c_char, _extra: *mut c_void) {
+unsafe extern "C-unwind" fn assign_key_file(newval: *const c_char, _extra: *mut c_void) {
+    // SAFETY: as `assigned` asks.
+    SOURCES.borrow_mut().key_file = unsafe { assigned(newval) };
     keyring::sources_changed();
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_key_env(newval: *const c_char, _extra: *mut c_void) {
+    // SAFETY: as `assigned` asks.
+    SOURCES.borrow_mut().key_env = unsafe { assigned(newval) };
+    keyring::sources_changed();
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_command(newval: *const c_char, _extra: *mut c_void) {
+    // SAFETY: as `assigned` asks.
+    SOURCES.borrow_mut().key_command = unsafe { assigned(newval) };
+    keyring::command_changed();
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_dev_mode(newval: bool, _extra: *mut c_void) {
+    SOURCES.borrow_mut().dev_mode = newval;
+    keyring::sources_changed();
+}
+
+/// # Safety
+/// A NUL-terminated string or null.
+unsafe fn assigned(newval: *const c_char) -> Option<CString> {
+    // SAFETY: by the caller's word.
+    let text = unsafe { newval.as_ref().map(|newval| CStr::from_ptr(newval)) };
+    text.filter(|text| !text.is_empty()).map(CStr::to_owned)
+}
+
+/// Any file name will do; notes where it comes from.
+#[pg_guard]
+unsafe extern "C-unwind" fn check_key_file(
+    newval: *mut *mut c_char,
+    _extra: *mut *mut c_void,
+    source: pg_sys::GucSource::Type,
+) -> bool {
+    // SAFETY: PostgreSQL passes the address of a NUL-terminated string or null.
+    let is_set = unsafe { (*newval).as_ref() }.is_some_and(|first| *first != 0);
+    if is_set && source == pg_sys::GucSource::PGC_S_ARGV {
+        KEY_FILE_ON_COMMAND_LINE.set(true);
+    }
+    true
 }
 
 #[pg_guard]

@@ -9,12 +9,15 @@ use pgrx::prelude::*;
 
 mod access;
 mod admin;
+mod audit;
 mod backend_local;
 mod compat;
+mod doctor;
 mod encoding;
 mod entry;
 mod error;
 mod gucs;
+mod hooks;
 mod keep_masked;
 mod key_usage;
 mod keyring;
@@ -24,6 +27,9 @@ mod relations;
 mod rotation;
 mod sealing;
 mod search;
+mod stats;
+mod status;
+mod tally;
 mod types;
 
 #[cfg(any(test, feature = "pg_test"))]
@@ -57,6 +63,17 @@ extension_sql_file!(
     "../sql/rotation.sql",
     name = "rotation",
     requires = ["search"]
+);
+
+extension_sql_file!(
+    "../sql/operating.sql",
+    name = "operating",
+    requires = ["rotation"]
+);
+extension_sql_file!(
+    "../sql/doctor.sql",
+    name = "doctor",
+    requires = ["operating"]
 );
 
 /// This module is required by `cargo pgrx test`.

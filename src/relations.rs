@@ -2,6 +2,7 @@
 
 use core::cell::Cell;
 use core::ffi::CStr;
+use std::ffi::CString;
 
 use pgrx::prelude::*;
 
@@ -116,4 +117,86 @@ pub(crate) fn encrypted_text() -> Option<pg_sys::Oid> {
         KNOWN.set(Some((now, encrypted_text)));
         Some(encrypted_text)
     }
+}
+
+/// The name of a relation with its schema, as SQL has it.
+pub(crate) fn qualified_name(oid: pg_sys::Oid) -> Option<String> {
+    // SAFETY: catalog look-ups, which give palloc'd strings or null.
+    unsafe {
+        let name = pg_sys::get_rel_name(oid);
+        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(oid));
+        if name.is_null() || schema.is_null() {
+            return None;
+        }
+        let quoted = pg_sys::quote_qualified_identifier(schema, name);
+        Some(CStr::from_ptr(quoted).to_string_lossy().into_owned())
+    }
+}
+
+/// Whether a table has a column whose values are encrypted.
+pub(crate) fn has_encrypted_column(oid: pg_sys::Oid) -> bool {
+    let Some(encrypted_text) = encrypted_text() else {
+        return false;
+    };
+    let kinds = [
+        pg_sys::RELKIND_RELATION,
+        pg_sys::RELKIND_PARTITIONED_TABLE,
+        pg_sys::RELKIND_MATVIEW,
+        pg_sys::RELKIND_FOREIGN_TABLE,
+    ];
+    if !kinds.contains(&relation_kind(oid)) {
+        return false;
+    }
+    // SAFETY: catalog look-ups; a column that was dropped has no type.
+    unsafe {
+        let exists = |number: &i16| {
+            let cache = pg_sys::SysCacheIdentifier::ATTNUM as i32;
+            let none = pg_sys::Datum::null();
+            pg_sys::SearchSysCacheExists(cache, oid.into(), (*number).into(), none, none)
+        };
+        (1..)
+            .take_while(exists)
+            .any(|number| pg_sys::getBaseType(pg_sys::get_atttype(oid, number)) == encrypted_text)
+    }
+}
+
+/// Whether what a table has under this name is encrypted, or nothing of a column: an
+/// expression. The name as PostgreSQL's messages quote it.
+pub(crate) fn may_be_encrypted(table: pg_sys::Oid, column: &str) -> bool {
+    let name = match column
+        .strip_prefix('"')
+        .and_then(|name| name.strip_suffix('"'))
+    {
+        Some(quoted) => quoted.replace("\"\"", "\""),
+        None => column.to_owned(),
+    };
+    let (Some(encrypted_text), Ok(name)) = (encrypted_text(), CString::new(name)) else {
+        return true;
+    };
+    // SAFETY: catalog look-ups; the number is 0 if there is no such column.
+    unsafe {
+        let number = pg_sys::get_attnum(table, name.as_ptr());
+        if number == 0 {
+            return true;
+        }
+        let base = pg_sys::getBaseType(pg_sys::get_atttype(table, number));
+        base == encrypted_text || pg_sys::get_element_type(base) == encrypted_text
+    }
+}
+
+/// The members of a list of nodes.
+///
+/// # Safety
+/// `list` is null or a list of nodes, and outlives the iterator.
+pub(crate) unsafe fn members(list: *mut pg_sys::List) -> impl Iterator<Item = *mut pg_sys::Node> {
+    // SAFETY: by the caller's word.
+    let cells = unsafe {
+        if list.is_null() {
+            &[]
+        } else {
+            core::slice::from_raw_parts((*list).elements, (*list).length as usize)
+        }
+    };
+    // SAFETY: by the caller's word.
+    cells.iter().map(|cell| unsafe { cell.ptr_value.cast() })
 }

@@ -14,6 +14,7 @@ use crate::backend_local::BackendLocal;
 use crate::error::{Error, Wire};
 use crate::gucs::{self, Input};
 use crate::managed_keys::{self, DataKey};
+use crate::tally::{self, Operation};
 use crate::types::datum::Output;
 use crate::{access, encoding, keyring};
 
@@ -110,35 +111,41 @@ impl Sealer {
     /// key gives.
     #[inline]
     pub(crate) fn seal<B: Output>(&self, text: &[u8]) -> Result<B, Error> {
-        self.seal_utf8(&encoding::to_utf8(text))
+        self.seal_utf8(Operation::Encrypt, &encoding::to_utf8(text))
     }
 
-    fn seal_utf8<B: Output>(&self, plaintext: &[u8]) -> Result<B, Error> {
+    fn seal_utf8<B: Output>(&self, operation: Operation, plaintext: &[u8]) -> Result<B, Error> {
         match self {
             Self::Primary => {
                 let sealed = keyring::with_current(|ring| {
                     managed_keys::ring_passed(ring)
-                        .then(|| seal_under(ring.primary()?, gucs::suite(), plaintext))
+                        .then(|| seal_under(operation, ring.primary()?, gucs::suite(), plaintext))
                 });
                 match sealed {
                     Some(sealed) => sealed,
-                    None => seal_judged(plaintext),
+                    None => seal_judged(operation, plaintext),
                 }
             }
-            Self::Managed(key) => seal_under(key.key()?, key.suite(), plaintext),
+            Self::Managed(key) => seal_under(operation, key.key()?, key.suite(), plaintext),
         }
     }
 }
 
 #[cold]
-fn seal_judged<B: Output>(plaintext: &[u8]) -> Result<B, Error> {
+fn seal_judged<B: Output>(operation: Operation, plaintext: &[u8]) -> Result<B, Error> {
     managed_keys::check_ring(managed_keys::Use::Seal)?;
-    keyring::with_current(|ring| seal_under(ring.primary()?, gucs::suite(), plaintext))
+    keyring::with_current(|ring| seal_under(operation, ring.primary()?, gucs::suite(), plaintext))
 }
 
-fn seal_under<B: Output>(key: &Key, suite: Suite, plaintext: &[u8]) -> Result<B, Error> {
+fn seal_under<B: Output>(
+    operation: Operation,
+    key: &Key,
+    suite: Suite,
+    plaintext: &[u8],
+) -> Result<B, Error> {
     let mut sealed = B::zeroed(suite.sealed_len(plaintext.len()));
     with_nonces(|nonces| key.seal(suite, Payload::Text, plaintext, nonces, sealed.bytes_mut()))?;
+    tally::count(operation, suite, key.id(), plaintext.len());
     Ok(sealed)
 }
 
@@ -172,7 +179,10 @@ pub(crate) fn take_in_under<B: Output>(
                 Err(Error::ReservedPrefix(wire))
             }
         }
-        Input::Plaintext => sealer()?.seal(text),
+        Input::Plaintext => {
+            let sealed = sealer().and_then(|sealer| sealer.seal(text));
+            sealed.inspect_err(|error| tally::count_failure(Operation::Encrypt, None, error))
+        }
     }
 }
 
@@ -225,6 +235,7 @@ enum Reader {
 /// The error is in a box, so that the result fits into registers.
 pub(crate) fn open<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
     open_for(Reader::User, stored)
+        .inspect_err(|error| tally::count_failure(Operation::Decrypt, Some(stored), error))
 }
 
 /// Whether the ring has the key of a value.
@@ -244,6 +255,9 @@ fn open_for<B: Output>(reader: Reader, stored: &[u8]) -> Result<B, Box<Error>> {
     let mut opened = B::zeroed(stored.plaintext_capacity());
     let len = open_into(reader, &stored, opened.bytes_mut())?;
     opened.truncate(len);
+    if reader == Reader::User {
+        tally::count(Operation::Decrypt, stored.suite(), stored.key_id(), len);
+    }
     check_text(opened.bytes_mut()).ok_or_else(|| Error::NotText {
         key: stored.key_id(),
     })?;
@@ -291,11 +305,12 @@ fn open_under(key: &Key, stored: &Stored<'_>, out: &mut [u8]) -> Result<usize, B
 
 /// Opens a stored value into `room`, which the caller reuses, and gives the
 /// plaintext in UTF-8. Bytes for bytes: what is text is not asked, nor whether the
-/// current user may use the key.
+/// current user may use the key. Counted as `operation`, if that is what it is.
 ///
 /// # Errors
 /// As [`open_whoever_asks`], but for [`Error::NotText`].
 pub(crate) fn open_utf8<'a>(
+    operation: Option<Operation>,
     stored: &[u8],
     room: &'a mut Zeroizing<Vec<u8>>,
 ) -> Result<&'a [u8], Error> {
@@ -305,6 +320,9 @@ pub(crate) fn open_utf8<'a>(
         *room = Zeroizing::new(vec![0; capacity]);
     }
     let len = open_into(Reader::Itself, &stored, &mut room[..capacity]).map_err(|error| *error)?;
+    if let Some(operation) = operation {
+        tally::count(operation, stored.suite(), stored.key_id(), len);
+    }
     Ok(&room[..len])
 }
 
@@ -317,7 +335,9 @@ pub(crate) fn reseal<B: Output>(
     sealer: &Sealer,
     room: &mut Zeroizing<Vec<u8>>,
 ) -> Result<B, Error> {
-    sealer.seal_utf8(open_utf8(stored, room)?)
+    open_utf8(None, stored, room)
+        .and_then(|plaintext| sealer.seal_utf8(Operation::Rotate, plaintext))
+        .inspect_err(|error| tally::count_failure(Operation::Rotate, Some(stored), error))
 }
 
 /// Makes a value fit a column with this modifier: under the key that it names.

@@ -223,10 +223,6 @@ def test_a_reload_does_not_log_the_key_setting(make_cluster: MakeCluster) -> Non
     assert new not in cluster.log() and old not in cluster.log()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="errors of ours do not yet hide the COPY context (issue 5, log hygiene)",
-)
 @pytest.mark.parametrize("key", [True, False], ids=["reserved prefix", "no key"])
 def test_a_failed_copy_logs_no_value(make_cluster: MakeCluster, key: bool) -> None:
     # PostgreSQL adds the value as CONTEXT, unless the error asks it not to.

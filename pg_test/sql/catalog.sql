@@ -19,7 +19,7 @@ SELECT oid::regprocedure AS volatile FROM own_function
 WHERE provolatile = 'v' AND proname NOT IN
     ('generate_key', 'rotate_column', 'key_changed', 'create_index_key', 'rewrap_keys', 'create_key',
     'rotate_key', 'shred_key', 'grant_key', 'revoke_key', 'accept_key', 'keep_masked',
-    'ring_key_remembered');
+    'ring_key_remembered', 'status', 'stat_counters', 'reset_stat', 'server_findings', 'doctor');
 SELECT oid::regprocedure AS depends_on_the_key_but_immutable FROM own_function
 WHERE provolatile = 'i'
     AND proname NOT IN ('ciphertext', 'fernet_token', 'inspect', 'encrypted_text_typmod_in')
@@ -30,7 +30,8 @@ SELECT oid::regprocedure AS not_parallel_safe FROM own_function
 WHERE proparallel <> 's' AND proname NOT IN ('rotate_column', 'encrypted_text_typanalyze',
     'key_changed', 'create_index_key', 'rewrap_keys', 'create_key', 'rotate_key', 'shred_key',
     'grant_key', 'revoke_key', 'accept_key', 'keep_masked', 'ring_key_remembered',
-    'ring_keys', 'key_usage', 'droppable_keys', 'keys_in_index', 'sealed_constants');
+    'ring_keys', 'key_usage', 'droppable_keys', 'keys_in_index', 'sealed_constants', 'status',
+    'stat_counters', 'reset_stat', 'server_findings', 'stale_columns', 'doctor');
 SELECT oid::regprocedure AS called_with_null FROM own_function
 WHERE NOT proisstrict
     AND proname NOT IN ('rotate_column', 'key_changed', 'create_index_key', 'rewrap_keys')

@@ -197,10 +197,11 @@ fn colcrypt_ring_keys() -> TableIterator<
 > {
     let ring = keyring::current();
     let primary = ring.primary().ok().map(Key::id);
+    let server = ring.server_source_name().unwrap_or_default();
     let keys = ring.entries().map(|(entry, of_server)| {
         let id = entry.key.id();
         let is_primary = Some(id) == primary || Some(id) == ring.server_primary();
-        let source = if of_server { "server" } else { "session" };
+        let source = if of_server { server } else { "session" };
         (id.to_string(), entry.name.clone(), is_primary, source)
     });
     TableIterator::new(keys.collect::<Vec<_>>())

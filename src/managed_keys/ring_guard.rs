@@ -69,10 +69,14 @@ pub(crate) fn check(purpose: Use) -> Result<(), Error> {
         return Ok(());
     }
     if !remembered.is_empty() && !remembered.iter().any(|id| ring.server_has(*id)) {
-        return Err(Error::UnknownPrimary {
+        let error = Error::UnknownPrimary {
             primary,
             remembered,
-        });
+        };
+        if !ring.is_dev_mode_s() {
+            return Err(error);
+        }
+        error.warn();
     }
     if !remember_if_possible(primary)? {
         MEMO.not_remembered.set(Some((basis(), statement)));

@@ -9,22 +9,23 @@ use pgrx::prelude::*;
 
 use crate::error::Error;
 use crate::gucs::{self, Access};
-use crate::relations::{encrypted_text, find_modifier};
+use crate::relations::{encrypted_text, find_modifier, members};
+use crate::tally::{self, Operation};
 use crate::{access, compat, managed_keys};
 
 /// Whether there may be anything to refuse. Must not fail, so it reads no table.
-pub(super) fn is_watched() -> bool {
+pub(crate) fn is_watched() -> bool {
     gucs::access() != Access::Full || managed_keys::may_have_grants()
 }
 
 #[pg_guard]
-pub(super) unsafe extern "C-unwind" fn check_query(query: *mut pg_sys::Query) {
+pub(crate) unsafe extern "C-unwind" fn check_query(query: *mut pg_sys::Query) {
     // SAFETY: a query is a node.
     Error::unwrap_or_raise(unsafe { check(|search| search.visit(query.cast())) });
 }
 
 #[pg_guard]
-pub(super) unsafe extern "C-unwind" fn check_plan(plan: *mut pg_sys::PlanState) {
+pub(crate) unsafe extern "C-unwind" fn check_plan(plan: *mut pg_sys::PlanState) {
     // SAFETY: the state of a plan that is started.
     Error::unwrap_or_raise(unsafe {
         check(|search| visit_plan(plan, core::ptr::from_mut(search).cast()))
@@ -34,7 +35,7 @@ pub(super) unsafe extern "C-unwind" fn check_plan(plan: *mut pg_sys::PlanState) 
 /// Takes from the planner the indexes that would answer what may not be asked: by
 /// finding, or by the order in which they give rows.
 #[pg_guard]
-pub(super) unsafe extern "C-unwind" fn hide_indexes(
+pub(crate) unsafe extern "C-unwind" fn hide_indexes(
     relation: pg_sys::Oid,
     info: *mut pg_sys::RelOptInfo,
 ) {
@@ -75,11 +76,13 @@ unsafe fn check(find: impl FnOnce(&mut Search) -> bool) -> Result<(), Error> {
     if !search.all && managed_keys::all_granted().unwrap_or(true) {
         return Ok(());
     }
-    if find(&mut search) {
-        access::check_compare()?;
-        return Err(Error::CompareColumnNotGranted);
+    if !find(&mut search) {
+        return Ok(());
     }
-    Ok(())
+    let refusal = access::check_compare().err();
+    let refusal = refusal.unwrap_or(Error::CompareColumnNotGranted);
+    tally::count_failure(Operation::Compare, None, &refusal);
+    Err(refusal)
 }
 
 impl Search {
@@ -333,21 +336,4 @@ unsafe extern "C-unwind" fn visit_plan(state: *mut pg_sys::PlanState, search: *m
                 .may_not_use(pg_sys::IndexGetRelation(index, false), index);
         refused || compat::planstate_tree_walker(state, visit_plan, search)
     }
-}
-
-/// The members of a list of nodes.
-///
-/// # Safety
-/// `list` is null or a list of nodes, and outlives the iterator.
-unsafe fn members(list: *mut pg_sys::List) -> impl Iterator<Item = *mut pg_sys::Node> {
-    // SAFETY: by the caller's word.
-    let cells = unsafe {
-        if list.is_null() {
-            &[]
-        } else {
-            core::slice::from_raw_parts((*list).elements, (*list).length as usize)
-        }
-    };
-    // SAFETY: by the caller's word.
-    cells.iter().map(|cell| unsafe { cell.ptr_value.cast() })
 }

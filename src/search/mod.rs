@@ -3,12 +3,13 @@
 //! an index says nothing to those who have no key.
 
 mod analyze;
-mod comparisons;
-mod hooks;
+pub(crate) mod comparisons;
 mod operators;
-mod prepare;
+pub(crate) mod prepare;
 mod sort;
 mod tags;
+
+pub(crate) use tags::forget_plaintexts;
 
 use core::cell::RefCell;
 use core::cmp::Ordering;
@@ -22,12 +23,8 @@ use crate::compat;
 use crate::encoding;
 use crate::error::Error;
 use crate::sealing;
+use crate::tally::{self, Operation};
 use crate::types::datum::Detoasted;
-
-/// Installs the hooks.
-pub(crate) fn install() {
-    hooks::install();
-}
 
 /// One side of a comparison.
 enum Operand<'a> {
@@ -58,7 +55,7 @@ fn with_opened<T>(side: usize, stored: &[u8], work: impl FnOnce(&[u8]) -> T) -> 
         room: room.get_or_insert_with(Zeroizing::default),
         used: 0,
     };
-    room.used = sealing::open_utf8(stored, room.room)?.len();
+    room.used = sealing::open_utf8(Some(Operation::Compare), stored, room.room)?.len();
     Ok(work(&room.room[..room.used]))
 }
 
@@ -112,10 +109,19 @@ impl Operand<'_> {
     /// else there is no stand-in for a tag.
     fn stand_in(&self, error: Error) -> Result<Tag, Error> {
         if !compat::order_is_free() {
+            self.count_failure(&error);
             return Err(error);
         }
         let (Self::Sealed(bytes) | Self::Plain(bytes)) = self;
         Ok(Tag::stand_in(bytes))
+    }
+
+    fn count_failure(&self, error: &Error) {
+        let stored = match self {
+            Self::Sealed(stored) => Some(&**stored),
+            Self::Plain(_) => None,
+        };
+        tally::count_failure(Operation::Compare, stored, error);
     }
 
     fn made_tag(&self) -> Result<Tag, Error> {
@@ -180,7 +186,7 @@ fn equal(left: &Operand<'_>, right: &Operand<'_>, purpose: Purpose) -> Result<bo
     match check_both(left, right, purpose).and_then(|()| equal_plaintexts(left, right)) {
         // As in `Operand::stand_in`.
         Err(_) if compat::order_is_free() => Ok(left.tag(purpose)? == right.tag(purpose)?),
-        equal => equal,
+        equal => equal.inspect_err(|error| left.count_failure(error)),
     }
 }
 
@@ -204,6 +210,6 @@ fn compare(left: &Operand<'_>, right: &Operand<'_>, purpose: Purpose) -> Result<
     match ordering {
         // As in `Operand::stand_in`; one by one, so that there is one order.
         Err(_) if compat::order_is_free() => Ok(left.tag(purpose)?.cmp(&right.tag(purpose)?)),
-        ordering => ordering,
+        ordering => ordering.inspect_err(|error| left.count_failure(error)),
     }
 }

@@ -6,7 +6,7 @@ use core::cmp::Ordering;
 
 use pgrx::prelude::*;
 
-use super::{Operand, Purpose, compare, equal, hooks};
+use super::{Operand, Purpose, compare, equal};
 use crate::error::Error;
 use crate::types::datum::{Call, per_value_function};
 use crate::{access, compat};
@@ -124,7 +124,8 @@ fn purpose_of_hash(call: &Call<'_>) -> Purpose {
     if access::compares_everything() {
         return Purpose::Free;
     }
-    let in_index = call.has_index_options() && (!has_own_name(call) || hooks::builds_for_another());
+    let in_index =
+        call.has_index_options() && (!has_own_name(call) || crate::hooks::builds_for_another());
     upkeep_if(in_index || is_for_partition(call))
 }
 

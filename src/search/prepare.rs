@@ -13,7 +13,7 @@ use crate::types::datum::per_value_function;
 /// arrays, rows and domains. A key that is made too early is in the way only of one
 /// that is restored or replicated into the database.
 #[pg_guard]
-pub(super) unsafe extern "C-unwind" fn before_parallel_query() {
+pub(crate) unsafe extern "C-unwind" fn before_parallel_query() {
     Error::unwrap_or_raise(managed_keys::prepare_index_key());
 }
 

@@ -4,7 +4,7 @@
 
 use pgrx::prelude::*;
 
-use super::{Operand, Purpose, compare, hooks};
+use super::{Operand, Purpose, compare};
 use crate::compat;
 use crate::error::Error;
 use crate::types::datum::{Detoasted, per_value_function};
@@ -31,7 +31,7 @@ impl Sorted for Plain {
 
 /// A sort is a query's, or builds an index.
 fn purpose() -> Purpose {
-    if hooks::builds_for_another() {
+    if crate::hooks::builds_for_another() {
         Purpose::Free
     } else {
         Purpose::Query

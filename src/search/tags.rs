@@ -38,6 +38,14 @@ pub(super) fn with_memory<T>(
     result
 }
 
+/// Wipes the plaintexts that are held: a transaction is over.
+pub(crate) fn forget_plaintexts() {
+    // If an error came out of the memory's use, it is dropped.
+    if let Ok(Some((_, memory))) = MEMORY.try_borrow_mut().as_deref_mut() {
+        memory.forget_plaintexts();
+    }
+}
+
 /// Whether two stored values are equal, if the tag of one is at hand because a
 /// hash table or a sort has just asked for it: the other one is then likely to be
 /// remembered.

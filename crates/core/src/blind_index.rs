@@ -6,12 +6,13 @@ use core::fmt;
 
 use aes::Aes256Enc;
 use cmac::Cmac;
+use colcrypt_memory::Guarded;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use crate::kdf;
 use crate::key::KeyId;
-use crate::secret::SecretKey;
+use crate::secret::{SecretKey, guard};
 
 /// 16 bytes that a [`TagFunction`] makes of a plaintext: equal tags are equal
 /// plaintexts. Orders as bytes do; the order means nothing without the key.
@@ -105,8 +106,8 @@ pub struct IndexKey {
 }
 
 enum Prf {
-    Cmac(Box<Cmac<Aes256Enc>>),
-    Hmac(Box<Hmac<Sha256>>),
+    Cmac(Guarded<Cmac<Aes256Enc>>),
+    Hmac(Guarded<Hmac<Sha256>>),
 }
 
 impl IndexKey {
@@ -116,12 +117,12 @@ impl IndexKey {
         let mac = match function {
             TagFunction::Aes256Cmac => {
                 let subkey = kdf::subkey(key, function.name());
-                Prf::Cmac(Box::new(
-                    KeyInit::new_from_slice(subkey.expose()).expect(ANY),
-                ))
+                Prf::Cmac(guard(|| {
+                    KeyInit::new_from_slice(subkey.expose()).expect(ANY)
+                }))
             }
             TagFunction::HmacSha256 => {
-                Prf::Hmac(Box::new(KeyInit::new_from_slice(key.expose()).expect(ANY)))
+                Prf::Hmac(guard(|| KeyInit::new_from_slice(key.expose()).expect(ANY)))
             }
         };
         Self {
@@ -144,11 +145,11 @@ impl IndexKey {
                 let tag = Tag(mac.finalize_reset().into_bytes().into());
                 // The last block of the plaintext is still in its buffer.
                 mac.update(&[0; Tag::LEN]);
-                Mac::reset(mac.as_mut());
+                Mac::reset(&mut **mac);
                 tag
             }
             Prf::Hmac(mac) => {
-                let mut mac = mac.clone();
+                let mut mac = (**mac).clone();
                 mac.update(plaintext);
                 let full: [u8; 32] = mac.finalize().into_bytes().into();
                 let (tag, _) = full.split_first_chunk().expect("32 bytes have a first 16");

@@ -7,7 +7,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use crate::key::KeyId;
-use crate::secret::SecretKey;
+use crate::secret::{SecretKey, without_traces};
 
 const KEY_ID_LABEL: &[u8] = b"colcrypt v1 key id";
 const SUBKEY_LABEL: &str = "colcrypt v1 ";
@@ -17,7 +17,7 @@ const PASSPHRASE_SALT: &[u8] = b"colcrypt v1 passphrase";
 /// that a stored value names its key by. The same key has the same id on every
 /// server.
 pub(crate) fn key_id(key: &SecretKey) -> KeyId {
-    let [a, b, c, d, ..] = hmac_sha_256(key.expose(), KEY_ID_LABEL);
+    let [a, b, c, d, ..] = without_traces(|| hmac_sha_256(key.expose(), KEY_ID_LABEL));
     KeyId([a, b, c, d])
 }
 
@@ -26,10 +26,12 @@ pub(crate) fn key_id(key: &SecretKey) -> KeyId {
 /// two things.
 pub(crate) fn subkey(key: &SecretKey, purpose: &str) -> SecretKey {
     let info = [SUBKEY_LABEL.as_bytes(), purpose.as_bytes()];
-    let mut okm = [0; SecretKey::LEN];
-    hkdf_sha_256(key.expose(), None, &info, &mut okm)
-        .expect("32 bytes are within HKDF-SHA-256's limit of 8160");
-    SecretKey::take(&mut okm)
+    without_traces(|| {
+        let mut okm = [0; SecretKey::LEN];
+        hkdf_sha_256(key.expose(), None, &info, &mut okm)
+            .expect("32 bytes are within HKDF-SHA-256's limit of 8160");
+        SecretKey::take(&mut okm)
+    })
 }
 
 /// `Argon2id(passphrase, salt = "colcrypt v1 passphrase")`, version 0x13,

@@ -4,9 +4,11 @@ use core::cell::OnceCell;
 use core::fmt;
 use core::str::FromStr;
 
+use colcrypt_memory::Guarded;
+
 use crate::aead::Aes256Gcm;
 use crate::kdf;
-use crate::secret::SecretKey;
+use crate::secret::{SecretKey, guard};
 use crate::suites::{Suite, xaes_256_gcm::Xaes256Gcm};
 
 /// The fingerprint of a key: 4 bytes, shown as 8 hex digits. Stored values name
@@ -48,11 +50,11 @@ impl fmt::Debug for KeyId {
 pub struct Key {
     id: KeyId,
     secret: SecretKey,
-    xaes: OnceCell<Box<Xaes256Gcm>>,
-    aes: OnceCell<Box<Aes256Gcm>>,
-    wrap: OnceCell<Box<Aes256Gcm>>,
-    key_wrap: OnceCell<Box<Aes256Gcm>>,
-    fernet: OnceCell<fernet::Fernet>,
+    xaes: OnceCell<Guarded<Xaes256Gcm>>,
+    aes: OnceCell<Guarded<Aes256Gcm>>,
+    wrap: OnceCell<Guarded<Aes256Gcm>>,
+    key_wrap: OnceCell<Guarded<Aes256Gcm>>,
+    fernet: OnceCell<Guarded<fernet::Fernet>>,
 }
 
 impl Key {
@@ -74,33 +76,39 @@ impl Key {
         self.id
     }
 
+    pub(crate) fn secret(&self) -> &SecretKey {
+        &self.secret
+    }
+
     pub(crate) fn xaes(&self) -> &Xaes256Gcm {
         self.xaes
-            .get_or_init(|| Box::new(Xaes256Gcm::new(&self.subkey(Suite::Xaes256Gcm))))
+            .get_or_init(|| guard(|| Xaes256Gcm::new(&self.subkey(Suite::Xaes256Gcm))))
     }
 
     pub(crate) fn aes(&self) -> &Aes256Gcm {
         self.aes
-            .get_or_init(|| Box::new(Aes256Gcm::new(self.subkey(Suite::Aes256Gcm).expose())))
+            .get_or_init(|| guard(|| Aes256Gcm::new(self.subkey(Suite::Aes256Gcm).expose())))
     }
 
     /// The cipher that wraps the data keys of the envelope suite.
     pub(crate) fn wrap(&self) -> &Aes256Gcm {
         self.wrap
-            .get_or_init(|| Box::new(Aes256Gcm::new(self.subkey(Suite::Envelope).expose())))
+            .get_or_init(|| guard(|| Aes256Gcm::new(self.subkey(Suite::Envelope).expose())))
     }
 
     /// The cipher that wraps managed keys.
     pub(crate) fn key_wrap(&self) -> &Aes256Gcm {
         self.key_wrap
-            .get_or_init(|| Box::new(Aes256Gcm::new(kdf::subkey(&self.secret, "wrap").expose())))
+            .get_or_init(|| guard(|| Aes256Gcm::new(kdf::subkey(&self.secret, "wrap").expose())))
     }
 
     /// Fernet takes the 32 bytes as they are: it must interoperate.
     pub(crate) fn fernet(&self) -> &fernet::Fernet {
         self.fernet.get_or_init(|| {
-            fernet::Fernet::new(self.secret.to_base64url().expose())
-                .expect("a Fernet key is 32 bytes in base64url")
+            guard(|| {
+                fernet::Fernet::new(self.secret.to_base64url().expose())
+                    .expect("a Fernet key is 32 bytes in base64url")
+            })
         })
     }
 

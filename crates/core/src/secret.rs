@@ -2,16 +2,17 @@
 
 use core::fmt;
 
-use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+use colcrypt_memory::Guarded;
+use sha2::{Digest, Sha256};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::nonce::RandomError;
 
 /// 32 secret bytes: a ring key, a data key or a subkey.
 ///
-/// It lives on the heap, so that moving it leaves no copies behind, and is
-/// wiped when dropped. It has no `Clone`, `PartialEq` or serialization.
-#[derive(Zeroize, ZeroizeOnDrop)]
-pub struct SecretKey(Box<[u8; Self::LEN]>);
+/// It stays where it is when it is moved, in memory that is left out of core dumps,
+/// and is wiped when dropped. It has no `Clone`, `PartialEq` or serialization.
+pub struct SecretKey(Guarded<[u8; Self::LEN]>);
 
 impl SecretKey {
     /// Length of every key, in bytes.
@@ -19,7 +20,8 @@ impl SecretKey {
 
     /// Takes the bytes over; `bytes` is wiped.
     pub fn take(bytes: &mut [u8; Self::LEN]) -> Self {
-        let key = Self(Box::new(*bytes));
+        let mut key = Self(Guarded::new([0; Self::LEN]));
+        key.0.copy_from_slice(bytes);
         bytes.zeroize();
         key
     }
@@ -29,7 +31,7 @@ impl SecretKey {
     /// # Errors
     /// [`RandomError`] when the generator fails.
     pub fn random() -> Result<Self, RandomError> {
-        let mut key = Self(Box::new([0; Self::LEN]));
+        let mut key = Self(Guarded::new([0; Self::LEN]));
         getrandom::fill(key.0.as_mut_slice()).map_err(|_| RandomError)?;
         Ok(key)
     }
@@ -67,6 +69,12 @@ impl SecretText {
     pub fn expose(&self) -> &str {
         &self.0
     }
+
+    /// Tells this text from others: SHA-256. As secret as the text is, if that can be
+    /// guessed.
+    pub fn digest(&self) -> [u8; 32] {
+        Sha256::digest(self.0.as_bytes()).into()
+    }
 }
 
 impl fmt::Debug for SecretText {
@@ -79,6 +87,30 @@ impl<'de> serde::Deserialize<'de> for SecretText {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(Self::new)
     }
+}
+
+/// Puts what `make` makes of a key into guarded memory, and wipes the part of the
+/// stack that it has used.
+pub(crate) fn guard<T>(make: impl FnOnce() -> T) -> Guarded<T> {
+    without_traces(|| Guarded::new(make()))
+}
+
+/// Runs `work`, and wipes the part of the stack that it has used: what is made of a
+/// key is moved about there, and left behind.
+pub fn without_traces<T>(work: impl FnOnce() -> T) -> T {
+    #[inline(never)]
+    fn run<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+    #[inline(never)]
+    fn wipe() {
+        let mut stack = [0_u8; 16 * 1024];
+        stack.zeroize();
+        core::hint::black_box(&mut stack);
+    }
+    let result = run(work);
+    wipe();
+    result
 }
 
 #[cfg(test)]

@@ -133,6 +133,15 @@ impl TagMemory {
             tag
         });
     }
+
+    /// Wipes plaintexts that are held: what was looked for is over.
+    pub fn forget_plaintexts(&mut self) {
+        for held in self.held.iter_mut().filter(|held| held.plain) {
+            held.bytes.fill(0);
+            held.bytes.clear();
+            held.tag = None;
+        }
+    }
 }
 
 /// Where a value is put, and what tells it from most others there: bytes that
@@ -193,6 +202,8 @@ mod tests {
         assert_eq!(memory.held(1, false, &stored), Some(tag));
         assert_eq!(memory.held(0, false, &stored), None);
         assert_eq!(memory.held(1, true, &stored), None, "stored is not plain");
+        memory.forget_plaintexts();
+        assert_eq!(memory.held(1, false, &stored), Some(tag));
         for byte in 0..stored.len() {
             let mut changed = stored;
             changed[byte] ^= 1;

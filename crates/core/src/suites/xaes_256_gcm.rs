@@ -6,10 +6,11 @@ use core::cell::RefCell;
 
 use aes::Aes256;
 use cmac::{Cmac, KeyInit, Mac};
+use colcrypt_memory::Guarded;
 use zeroize::Zeroize;
 
 use crate::aead::{Aes256Gcm, AuthenticationFailed, NONCE_LEN, TAG_LEN};
-use crate::secret::SecretKey;
+use crate::secret::{SecretKey, guard, without_traces};
 use crate::stored::XAES_NONCE_LEN;
 use crate::suites::Aad;
 
@@ -22,7 +23,7 @@ const CACHED_KEYS: usize = 64;
 /// The suite under one subkey, with the derived keys it used last.
 pub(crate) struct Xaes256Gcm {
     cmac: Cmac<Aes256>,
-    derived: RefCell<[Option<Box<Derived>>; CACHED_KEYS]>,
+    derived: RefCell<[Option<Guarded<Derived>>; CACHED_KEYS]>,
 }
 
 struct Derived {
@@ -87,13 +88,20 @@ impl Xaes256Gcm {
     #[inline(never)]
     fn fill<'a>(
         &self,
-        slot: &'a mut Option<Box<Derived>>,
+        slot: &'a mut Option<Guarded<Derived>>,
         prefix: &[u8; PREFIX_LEN],
     ) -> &'a Derived {
-        slot.insert(Box::new(Derived {
+        let derived = || Derived {
             prefix: *prefix,
             cipher: self.derive(prefix),
-        }))
+        };
+        match slot {
+            Some(used) => {
+                without_traces(|| **used = derived());
+                used
+            }
+            None => slot.insert(guard(derived)),
+        }
     }
 
     /// `Kx = CMAC(K, 0x0001 | "X" | 0x00 | N[:12]) | CMAC(K, 0x0002 | "X" | 0x00 | N[:12])`

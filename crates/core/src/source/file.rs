@@ -1,45 +1,16 @@
-//! Where ring text is read from: the one module with I/O.
+//! A key file.
 
-use std::env;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use super::{MAX_RING_TEXT, SourceError};
 use crate::secret::SecretText;
-
-/// Most bytes of a ring text.
-pub const MAX_RING_TEXT: usize = 64 * 1024;
 
 /// `O_NONBLOCK` of Linux: a named pipe is opened without waiting for its other
 /// end, and then refused.
 const O_NONBLOCK: i32 = 0o4000;
-
-/// Why a source gave no ring text. Quotes paths and names, never content.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// The operating system refused.
-    #[error("could not read it: {0}")]
-    Io(#[from] io::Error),
-    /// A directory, a pipe, a device.
-    #[error("it is not a regular file")]
-    NotRegular,
-    /// Owned by somebody else.
-    #[error("it must be owned by the server's user or by root")]
-    Owner,
-    /// Readable or writable by others.
-    #[error(
-        "it has mode {0:04o}: it must be 0600 or less if owned by the server's user, \
-         or 0640 or less if owned by root"
-    )]
-    Mode(u32),
-    /// Longer than [`MAX_RING_TEXT`].
-    #[error("it is larger than {} KiB", MAX_RING_TEXT / 1024)]
-    TooLarge,
-    /// Not text.
-    #[error("it is not UTF-8")]
-    NotUtf8,
-}
 
 /// Reads a key file. The rule for owner and mode is that for a TLS key
 /// (PostgreSQL's `be-secure-common.c`, `check_ssl_key_file_permissions`).
@@ -68,19 +39,6 @@ pub fn read_key_file(path: &Path, server_user: u32) -> Result<SecretText, Source
         return Err(SourceError::Mode(mode));
     }
     read_text(file)
-}
-
-/// The environment variable `name`; `None` if it is not set.
-///
-/// # Errors
-/// [`SourceError::TooLarge`], [`SourceError::NotUtf8`].
-pub fn read_environment(name: &str) -> Result<Option<SecretText>, SourceError> {
-    match env::var(name) {
-        Ok(text) if text.len() > MAX_RING_TEXT => Err(SourceError::TooLarge),
-        Ok(text) => Ok(Some(SecretText::new(text))),
-        Err(env::VarError::NotPresent) => Ok(None),
-        Err(env::VarError::NotUnicode(_)) => Err(SourceError::NotUtf8),
-    }
 }
 
 fn read_text(file: File) -> Result<SecretText, SourceError> {

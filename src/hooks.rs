@@ -1,0 +1,266 @@
+//! Where PostgreSQL plans and runs statements.
+
+use core::cell::Cell;
+use core::ffi::c_void;
+
+use pgrx::prelude::*;
+
+use crate::backend_local::BackendLocal;
+use crate::gucs::{self, Access};
+use crate::search::{self, comparisons, prepare};
+use crate::{audit, compat, log_hook, managed_keys, relations, tally};
+
+struct Next {
+    relation: Cell<pg_sys::get_relation_info_hook_type>,
+    planner: Cell<pg_sys::planner_hook_type>,
+    run: Cell<pg_sys::ExecutorRun_hook_type>,
+    utility: Cell<pg_sys::ProcessUtility_hook_type>,
+}
+
+static NEXT: BackendLocal<Next> = BackendLocal::new(Next {
+    relation: Cell::new(None),
+    planner: Cell::new(None),
+    run: Cell::new(None),
+    utility: Cell::new(None),
+});
+
+/// How many queries run inside each other.
+static DEPTH: BackendLocal<Cell<u32>> = BackendLocal::new(Cell::new(0));
+/// How many statements run inside each other that others are part of: queries, `DO`
+/// and `CALL`.
+static NESTING: BackendLocal<Cell<u32>> = BackendLocal::new(Cell::new(0));
+
+/// Installs the hooks.
+pub(crate) fn install() {
+    // SAFETY: hooks are set when a library is loaded, in the only thread.
+    unsafe {
+        NEXT.relation.set(pg_sys::get_relation_info_hook);
+        pg_sys::get_relation_info_hook = Some(relation_info);
+        pg_sys::RegisterXactCallback(Some(at_end), core::ptr::null_mut());
+        NEXT.planner.set(pg_sys::planner_hook);
+        pg_sys::planner_hook = Some(plan);
+        NEXT.run.set(pg_sys::ExecutorRun_hook);
+        pg_sys::ExecutorRun_hook = Some(run);
+        NEXT.utility.set(pg_sys::ProcessUtility_hook);
+        pg_sys::ProcessUtility_hook = Some(utility);
+    }
+}
+
+/// Passes on unguarded: this frame has nothing that an error could leave behind.
+unsafe extern "C-unwind" fn plan(
+    query: *mut pg_sys::Query,
+    text: *const core::ffi::c_char,
+    options: i32,
+    parameters: pg_sys::ParamListInfo,
+) -> *mut pg_sys::PlannedStmt {
+    // SAFETY: as the planner is called.
+    unsafe {
+        if comparisons::is_watched() {
+            comparisons::check_query(query);
+        }
+        match NEXT.planner.get() {
+            Some(next) => next(query, text, options, parameters),
+            None => compat::standard_planner(query, text, options, parameters),
+        }
+    }
+}
+
+/// As `plan`.
+unsafe extern "C-unwind" fn run(
+    query: *mut pg_sys::QueryDesc,
+    direction: pg_sys::ScanDirection::Type,
+    count: u64,
+    execute_once: bool,
+) {
+    // SAFETY: PostgreSQL passes a query that is started.
+    unsafe {
+        if (*(*query).plannedstmt).parallelModeNeeded {
+            prepare::before_parallel_query();
+        }
+        if managed_keys::may_have_data_keys() {
+            hear_of_changes();
+        }
+        if comparisons::is_watched() {
+            comparisons::check_plan((*query).planstate);
+        }
+        begin_query(query);
+        // After an error they stay too high until the transaction ends.
+        DEPTH.set(DEPTH.get() + 1);
+        NESTING.set(NESTING.get() + 1);
+        match NEXT.run.get() {
+            Some(next) => next(query, direction, count, execute_once),
+            None => compat::standard_executor_run(query, direction, count, execute_once),
+        }
+        DEPTH.set(DEPTH.get().saturating_sub(1));
+        NESTING.set(NESTING.get().saturating_sub(1));
+        end_statement();
+    }
+}
+
+/// As `plan`.
+unsafe extern "C-unwind" fn utility(
+    statement: *mut pg_sys::PlannedStmt,
+    text: *const core::ffi::c_char,
+    read_only: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    parameters: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: as PostgreSQL calls it.
+    unsafe {
+        let node = (*statement).utilityStmt;
+        begin_utility(node);
+        let holds_others = [pg_sys::NodeTag::T_DoStmt, pg_sys::NodeTag::T_CallStmt];
+        let nesting = u32::from(holds_others.contains(&(*node).type_));
+        NESTING.set(NESTING.get() + nesting);
+        match NEXT.utility.get() {
+            Some(next) => next(
+                statement,
+                text,
+                read_only,
+                context,
+                parameters,
+                environment,
+                destination,
+                completion,
+            ),
+            None => compat::standard_process_utility(
+                statement,
+                text,
+                read_only,
+                context,
+                parameters,
+                environment,
+                destination,
+                completion,
+            ),
+        }
+        NESTING.set(NESTING.get().saturating_sub(nesting));
+        end_statement();
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn begin_query(query: *mut pg_sys::QueryDesc) {
+    let is_part = NESTING.get() > 0;
+    if !is_part {
+        tally::hand_on_leftovers();
+    }
+    if !audit::is_on() {
+        return;
+    }
+    // SAFETY: a query that is started, with its list of relations.
+    unsafe {
+        let entries = relations::members((*(*query).plannedstmt).rtable);
+        let relations = entries.filter_map(|entry| {
+            let entry = &*entry.cast::<pg_sys::RangeTblEntry>();
+            (entry.rtekind == pg_sys::RTEKind::RTE_RELATION).then_some(entry.relid)
+        });
+        if !is_part {
+            audit::begin();
+        }
+        audit::add_relations(relations);
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn begin_utility(statement: *mut pg_sys::Node) {
+    let is_part = NESTING.get() > 0;
+    if !is_part {
+        tally::hand_on_leftovers();
+    }
+    // SAFETY: the tag says what a node is. COPY locks the relation later; one that is
+    // not there is no error here.
+    unsafe {
+        let relation = match (*statement).type_ {
+            pg_sys::NodeTag::T_CopyStmt => (*statement.cast::<pg_sys::CopyStmt>()).relation,
+            // Whoever begins or ends a transaction does nothing else, and there may be
+            // none in which anything could be looked up.
+            pg_sys::NodeTag::T_TransactionStmt => return,
+            _ => core::ptr::null_mut(),
+        };
+        let oid = (!relation.is_null() && pg_sys::IsTransactionState()).then(|| {
+            let none = core::ptr::null_mut();
+            let missing_ok = pg_sys::RVROption::RVR_MISSING_OK;
+            let lock = pg_sys::NoLock as pg_sys::LOCKMODE;
+            pg_sys::RangeVarGetRelidExtended(relation, lock, missing_ok, None, none)
+        });
+        let oid = oid.filter(|oid| *oid != pg_sys::InvalidOid);
+        log_hook::note_copy(oid.is_some_and(relations::has_encrypted_column));
+        let looks_up = pg_sys::IsTransactionState() && !pg_sys::IsAbortedTransactionBlockState();
+        if audit::is_on() && looks_up {
+            if !is_part {
+                audit::begin();
+            }
+            audit::add_relations(oid.into_iter());
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn end_statement() {
+    log_hook::note_copy(false);
+    if NESTING.get() == 0 {
+        tally::hand_on();
+    }
+}
+
+/// A transaction ends, or that of a parallel worker.
+#[pg_guard]
+unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _nothing: *mut c_void) {
+    use pg_sys::XactEvent as Event;
+    match event {
+        Event::XACT_EVENT_COMMIT | Event::XACT_EVENT_ABORT | Event::XACT_EVENT_PREPARE => {
+            DEPTH.set(0);
+            NESTING.set(0);
+            search::forget_plaintexts();
+            log_hook::note_copy(false);
+            tally::hand_on();
+            audit::end();
+        }
+        Event::XACT_EVENT_PARALLEL_COMMIT | Event::XACT_EVENT_PARALLEL_ABORT => tally::hand_on(),
+        _ => {}
+    }
+}
+
+/// Whether an index is being built for somebody who may compare everything, by the
+/// owner of the table, who may not: PostgreSQL builds as the owner. No query runs
+/// inside of it, as one of the owner's functions might.
+pub(crate) fn builds_for_another() -> bool {
+    // SAFETY: reads the state of this backend.
+    let restricted = unsafe { pg_sys::InSecurityRestrictedOperation() };
+    restricted
+        && DEPTH.get() == 0
+        && gucs::access() == Access::Full
+        // SAFETY: as above.
+        && unsafe { pg_sys::superuser_arg(pg_sys::GetOuterUserId()) }
+}
+
+/// As `plan`.
+unsafe extern "C-unwind" fn relation_info(
+    root: *mut pg_sys::PlannerInfo,
+    relation: pg_sys::Oid,
+    is_parent: bool,
+    info: *mut pg_sys::RelOptInfo,
+) {
+    // SAFETY: as the planner calls it.
+    unsafe {
+        if comparisons::is_watched() {
+            comparisons::hide_indexes(relation, info);
+        }
+        if let Some(next) = NEXT.relation.get() {
+            next(root, relation, is_parent, info);
+        }
+    }
+}
+
+/// A statement that was prepared locks nothing anew in a transaction that has its
+/// locks, and so PostgreSQL would not hear that a key was destroyed or taken back.
+#[pg_guard]
+unsafe extern "C-unwind" fn hear_of_changes() {
+    // SAFETY: a query is about to run, which may lock something at any time, and so
+    // do the same.
+    unsafe { pg_sys::AcceptInvalidationMessages() };
+}

@@ -1,0 +1,82 @@
+//! Values of encrypted columns in what PostgreSQL itself says of a row that violates
+//! a constraint: `Key (email)=(…) already exists`, `Failing row contains (…)`. The
+//! client, who sent the row, is told; the log is not.
+
+use core::ffi::{CStr, c_char};
+
+use colcrypt_core::REDACTED;
+use pgrx::prelude::*;
+
+use super::shown;
+use crate::relations;
+
+/// The detail for the log, if PostgreSQL's own must not be there.
+///
+/// Looks into the catalogs: such an error is raised where a row is stored, in a
+/// transaction that is not yet aborted, with nothing locked that would be in the way.
+///
+/// # Safety
+/// The strings of the message are NUL-terminated or null.
+pub(super) unsafe fn hide(data: &pg_sys::ErrorData) -> Option<String> {
+    if data.detail.is_null() || !is_violation(data.sqlerrcode) {
+        return None;
+    }
+    // SAFETY: by the caller's word; asks for the state of this backend.
+    let (detail, in_transaction) = unsafe { (shown(data.detail), pg_sys::IsTransactionState()) };
+    let (before, columns) = parse(&detail)?;
+    if in_transaction {
+        // SAFETY: as above.
+        let table = unsafe { find_table(data.schema_name, data.table_name) };
+        if let Some(table) = table {
+            let hidden = match &columns {
+                Some(columns) => columns
+                    .iter()
+                    .any(|column| relations::may_be_encrypted(table, column)),
+                None => relations::has_encrypted_column(table),
+            };
+            if !hidden {
+                return None;
+            }
+        }
+    }
+    Some(format!("{before}({REDACTED})."))
+}
+
+/// Whether an error is of a row that violates something: class 23, or a view's CHECK
+/// OPTION (`ERRCODE_TO_CATEGORY` of elog.h).
+fn is_violation(code: i32) -> bool {
+    const CATEGORY: i32 = (1 << 12) - 1;
+    const INTEGRITY: i32 = PgSqlErrorCode::ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION as i32;
+    const CHECK_OPTION: i32 = PgSqlErrorCode::ERRCODE_WITH_CHECK_OPTION_VIOLATION as i32;
+    code & CATEGORY == INTEGRITY & CATEGORY || code == CHECK_OPTION
+}
+
+/// What stands before the values, and the names of their columns if it is not a whole
+/// row.
+fn parse(detail: &str) -> Option<(&str, Option<Vec<&str>>)> {
+    const ROW: &str = "Failing row contains ";
+    if detail.starts_with(ROW) {
+        return Some((ROW, None));
+    }
+    // "Key (a, b)=(…) …", "Partition key of the failing row contains (a, b) = (…)."
+    let names = detail.find('(')? + 1;
+    let separator = [")=(", ") = ("]
+        .into_iter()
+        .filter_map(|separator| Some((detail[names..].find(separator)? + names, separator)))
+        .min()?;
+    let (end, separator) = separator;
+    let columns = detail[names..end].split(", ").collect();
+    Some((&detail[..end + separator.len() - 1], Some(columns)))
+}
+
+/// # Safety
+/// NUL-terminated or null.
+unsafe fn find_table(schema: *const c_char, table: *const c_char) -> Option<pg_sys::Oid> {
+    // SAFETY: by the caller's word; catalog look-ups.
+    unsafe {
+        let (schema, table) = (schema.as_ref()?, table.as_ref()?);
+        let schema = pg_sys::get_namespace_oid(CStr::from_ptr(schema).as_ptr(), true);
+        let found = pg_sys::get_relname_relid(CStr::from_ptr(table).as_ptr(), schema);
+        (found != pg_sys::InvalidOid).then_some(found)
+    }
+}
