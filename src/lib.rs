@@ -75,6 +75,11 @@ extension_sql_file!(
     name = "doctor",
     requires = ["operating"]
 );
+extension_sql_file!(
+    "../sql/comments.sql",
+    name = "comments",
+    requires = ["doctor"]
+);
 
 /// This module is required by `cargo pgrx test`.
 #[cfg(test)]

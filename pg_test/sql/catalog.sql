@@ -154,3 +154,14 @@ SELECT typname AS not_in_extension FROM pg_type AS t
 WHERE typname IN ('encrypted_text', '_encrypted_text') AND NOT EXISTS (
     SELECT FROM pg_depend WHERE classid = 'pg_type'::regclass AND objid = t.oid
         AND deptype IN ('e', 'i'));
+
+-- Every object has a comment, and every column of a table.
+SELECT pg_describe_object(d.classid, d.objid, 0) AS without_comment
+FROM pg_depend AS d
+     JOIN pg_extension AS x ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid
+WHERE x.extname = 'colcrypt' AND d.deptype = 'e'
+  AND obj_description(d.objid, d.classid::regclass::name) IS NULL;
+SELECT c.oid::regclass AS relation, a.attname AS without_comment
+FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0
+WHERE c.relnamespace = 'colcrypt'::regnamespace AND c.relkind = 'r'
+  AND col_description(c.oid, a.attnum) IS NULL;
