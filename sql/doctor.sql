@@ -14,13 +14,16 @@ GRANT EXECUTE ON FUNCTION colcrypt.server_findings() TO pg_monitor;
 
 -- Values under other keys than new ones get, looked for among the first rows of each
 -- column: who wants to know exactly asks colcrypt.key_usage().
-CREATE FUNCTION colcrypt.stale_columns(OUT relation regclass, OUT column_name name, OUT key_ids text[])
-    RETURNS SETOF record
+CREATE FUNCTION colcrypt.stale_columns(
+    OUT relation regclass,
+    OUT column_name name,
+    OUT key_id text,
+    OUT state text,
+    OUT loaded boolean
+) RETURNS SETOF record
     LANGUAGE plpgsql STABLE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    fresh text[] := ARRAY(SELECT k.key_id FROM colcrypt.keys AS k WHERE k.state = 'active');
 BEGIN
     FOR relation, column_name IN
         SELECT a.attrelid, a.attname
@@ -33,19 +36,25 @@ BEGIN
           AND has_column_privilege(a.attrelid, a.attnum, 'SELECT')
         ORDER BY a.attrelid::regclass::text, a.attnum
     LOOP
-        EXECUTE format(
-            'SELECT array_agg(DISTINCT s.key_id ORDER BY s.key_id)
+        FOR key_id IN EXECUTE format(
+            'SELECT DISTINCT s.key_id
              FROM (SELECT (colcrypt.inspect(t.%I)).key_id FROM ONLY %s AS t LIMIT 1000) AS s
-             WHERE s.key_id <> ALL ($1)',
-            column_name, relation) INTO key_ids USING fresh;
-        IF key_ids IS NOT NULL THEN
-            RETURN NEXT;
-        END IF;
+             WHERE s.key_id IS NOT NULL
+             ORDER BY s.key_id',
+            column_name, relation)
+        LOOP
+            SELECT k.state, k.loaded INTO state, loaded
+            FROM colcrypt.keys AS k WHERE k.key_id = stale_columns.key_id;
+            IF state IS DISTINCT FROM 'active' OR NOT loaded THEN
+                loaded := coalesce(loaded, false);
+                RETURN NEXT;
+            END IF;
+        END LOOP;
     END LOOP;
 END
 $$;
 COMMENT ON FUNCTION colcrypt.stale_columns() IS
-    'columns with values, among their first 1000 rows, that a rotation would move';
+    'columns with values, among their first 1000 rows, under keys that are not those of new values';
 REVOKE EXECUTE ON FUNCTION colcrypt.stale_columns() FROM PUBLIC;
 
 CREATE FUNCTION colcrypt.doctor(
@@ -88,15 +97,23 @@ AS $$
                                WHERE r.kind = 'ring' AND r.state = 'retired')
         GROUP BY k.wrapped_by
         UNION ALL
-        SELECT 'warning',
-               format('column %s of %s holds values under the retired keys %s', s.column_name,
-                      s.relation, array_to_string(s.key_ids, ', ')),
-               format('SELECT rotate_column(%L, %L).', s.relation, s.column_name)
+        SELECT CASE WHEN s.state = 'destroyed' THEN 'info'
+                    WHEN s.loaded THEN 'warning'
+                    ELSE 'critical' END,
+               format('column %s of %s holds values under key %s, which is %s', s.column_name,
+                      s.relation, s.key_id,
+                      CASE WHEN s.state = 'destroyed' THEN 'destroyed'
+                           WHEN s.loaded THEN 'retired'
+                           ELSE 'not in the key ring' END),
+               CASE WHEN s.state = 'destroyed' THEN 'They can never be read again.'
+                    WHEN s.loaded THEN format('SELECT rotate_column(%L, %L).', s.relation, s.column_name)
+                    ELSE 'Put that key back into the key ring, behind the primary.' END
         FROM colcrypt.stale_columns() AS s
         UNION ALL
         SELECT 'warning',
                format('%s holds a constant that is encrypted under %s', c.object,
-                      coalesce('the retired key ' || c.key_id, 'a key that cannot be told')),
+                      coalesce('key ' || c.key_id || ', which is not that of new values',
+                               'a key that cannot be told')),
                'Make it again, so that the constant is encrypted under a key of now.'
         FROM colcrypt.sealed_constants() AS c
              LEFT JOIN key AS k ON k.key_id = c.key_id
@@ -117,11 +134,9 @@ AS $$
                       i.indexrelid::regclass, e.attname, e.attrelid::regclass),
                'Drop it, unless what the expression gives may be read by all who get hold of the files.'
         FROM encrypted AS e
+             -- As PostgreSQL prints nodes: a variable of this column.
              JOIN pg_index AS i ON i.indrelid = e.attrelid
-             JOIN pg_depend AS d ON d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
-                  AND d.refclassid = 'pg_class'::regclass AND d.refobjid = e.attrelid
-                  AND d.refobjsubid = e.attnum
-        WHERE i.indexprs IS NOT NULL AND NOT e.attnum = ANY (i.indkey)
+                  AND i.indexprs::text LIKE format('%%:varattno %s %%', e.attnum)
         UNION ALL
         SELECT 'warning',
                format('statistics %s keep what an expression makes of column %s of %s', s.stxname,
@@ -196,8 +211,8 @@ AS $$
                                                           WHERE d.oid = s.setdatabase) END)),
                'Leave it set only for as long as it takes.'
         FROM pg_db_role_setting AS s CROSS JOIN LATERAL unnest(s.setconfig) AS c(setting)
-        WHERE c.setting IN ('colcrypt.dump_plaintext=on', 'colcrypt.dump_plaintext=true',
-                            'colcrypt.input=ciphertext')
+        WHERE c.setting ~* '^colcrypt\.dump_plaintext=(on|t|tr|tru|true|y|ye|yes|1)$'
+           OR c.setting ~* '^colcrypt\.input=ciphertext$'
         UNION ALL
         SELECT 'warning',
                format('%s is on for this session', s.name),

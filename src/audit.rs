@@ -9,8 +9,8 @@ use pgrx::prelude::*;
 
 use crate::backend_local::BackendLocal;
 use crate::gucs::{self, AuditLog};
-use crate::relations;
 use crate::tally::{Entry, Operation, Outcome};
+use crate::{encoding, relations};
 
 /// Most relations that are named.
 const MOST_RELATIONS: usize = 8;
@@ -21,8 +21,8 @@ struct Statement {
     who: RefCell<Option<Who>>,
     /// The relations with encrypted columns that it is about.
     relations: RefCell<Vec<String>>,
-    /// Whether the lines are being written.
-    logging: Cell<bool>,
+    /// Whether it is about more relations.
+    more: Cell<bool>,
 }
 
 struct Who {
@@ -34,7 +34,7 @@ struct Who {
 static STATEMENT: BackendLocal<Statement> = BackendLocal::new(Statement {
     who: RefCell::new(None),
     relations: RefCell::new(Vec::new()),
-    logging: Cell::new(false),
+    more: Cell::new(false),
 });
 
 /// Whether statements are looked at.
@@ -45,20 +45,29 @@ pub(crate) fn is_on() -> bool {
 /// A statement begins. In a transaction.
 pub(crate) fn begin() {
     STATEMENT.relations.take();
+    STATEMENT.more.set(false);
     let who = who();
     STATEMENT.who.replace(Some(who));
 }
 
-/// The statement, or one that is part of it, is about these relations. In a
-/// transaction.
+/// The statement, or one that is part of it, is about those of these relations that
+/// have encrypted columns. In a transaction.
 pub(crate) fn add_relations(relations: impl Iterator<Item = pg_sys::Oid>) {
+    add_tables(relations.filter(|relation| relations::has_encrypted_column(*relation)));
+}
+
+/// As [`add_relations`], also those whose columns may be encrypted when it is over.
+pub(crate) fn add_tables(relations: impl Iterator<Item = pg_sys::Oid>) {
     let mut names = STATEMENT.relations.take();
     for relation in relations {
-        if names.len() < MOST_RELATIONS
-            && relations::has_encrypted_column(relation)
+        if relations::is_table(relation)
             && let Some(name) = relations::qualified_name(relation)
             && !names.contains(&name)
         {
+            if names.len() == MOST_RELATIONS {
+                STATEMENT.more.set(true);
+                break;
+            }
             names.push(name);
         }
     }
@@ -77,6 +86,7 @@ pub(crate) fn note_user() {
 pub(crate) fn end() {
     STATEMENT.who.take();
     STATEMENT.relations.take();
+    STATEMENT.more.set(false);
 }
 
 fn who() -> Who {
@@ -84,7 +94,7 @@ fn who() -> Who {
     unsafe {
         let text = |text: *mut core::ffi::c_char| {
             let text = text.as_ref().map(|text| CStr::from_ptr(text));
-            text.map_or_else(String::new, |text| text.to_string_lossy().into_owned())
+            text.map_or_else(String::new, encoding::to_string)
         };
         Who {
             user: text(pg_sys::GetUserNameFromId(pg_sys::GetSessionUserId(), true)),
@@ -96,9 +106,7 @@ fn who() -> Who {
 
 /// Logs what was done. Looks nothing up.
 pub(crate) fn log(entries: &[Entry]) {
-    if STATEMENT.logging.replace(true) {
-        return;
-    }
+    let _held = Interrupts::hold();
     for entry in entries {
         if matches!(entry.outcome, Outcome::WrongKey | Outcome::Damaged) {
             write(failure(entry));
@@ -112,16 +120,35 @@ pub(crate) fn log(entries: &[Entry]) {
             write(audit(entry));
         }
     }
-    STATEMENT.logging.set(false);
 }
 
+/// A message ends with a look at pending interrupts: a cancel would leave the rest of
+/// the lines unwritten, by a jump.
+struct Interrupts;
+
+impl Interrupts {
+    fn hold() -> Self {
+        // SAFETY: this backend's own counter, as HOLD_INTERRUPTS() has it.
+        unsafe { pg_sys::InterruptHoldoffCount += 1 };
+        Self
+    }
+}
+
+impl Drop for Interrupts {
+    fn drop(&mut self) {
+        // SAFETY: as in `hold`.
+        unsafe { pg_sys::InterruptHoldoffCount -= 1 };
+    }
+}
+
+/// Not for the client, whatever it asks to see: he is who is watched.
 fn write(line: String) {
     ErrorReport::new(
         PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
         line,
         "colcrypt",
     )
-    .report(PgLogLevel::LOG);
+    .report(PgLogLevel::LOG_SERVER_ONLY);
 }
 
 fn failure(entry: &Entry) -> String {
@@ -152,25 +179,38 @@ fn audit(entry: &Entry) -> String {
     };
     let key = entry.key.map(|key| key.to_string()).unwrap_or_default();
     let suite = entry.suite.map_or("", colcrypt_core::Suite::name);
-    let relations = STATEMENT.relations.borrow().join(", ");
+    let mut relations = STATEMENT.relations.borrow().join(", ");
+    if STATEMENT.more.get() {
+        relations.push_str(", ...");
+    }
     let outcome = entry.outcome.name().replace(' ', "_");
-    // Names are quoted as Rust quotes text: a name cannot pass for another field, or
-    // begin a new line.
+    let [user, role, database, application, relations] =
+        [user, role, database, &application(), &relations].map(|name| quoted(name));
     format!(
         "colcrypt audit: operation={} outcome={outcome} key={key} suite={suite} values={} \
-         bytes={} user={user:?} role={role:?} database={database:?} application={:?} \
-         relation={relations:?}",
+         bytes={} user={user} role={role} database={database} application={application} \
+         relation={relations}",
         entry.operation.name(),
         entry.calls,
         entry.bytes,
-        application(),
     )
+}
+
+/// A name as Rust quotes text: it cannot pass for another field, or begin a new line.
+/// In ASCII, unless that is what the database is in.
+fn quoted(name: &str) -> String {
+    if encoding::is_utf8() {
+        format!("{name:?}")
+    } else {
+        format!("\"{}\"", name.escape_default())
+    }
 }
 
 fn application() -> String {
     // SAFETY: null or NUL-terminated; only this backend changes it.
     unsafe {
         let name = pg_sys::application_name.as_ref();
+        // PostgreSQL leaves nothing but ASCII in it.
         let name = name.map(|name| CStr::from_ptr(name).to_string_lossy().into_owned());
         name.unwrap_or_default()
     }

@@ -34,6 +34,7 @@ mod raw {
         // src/include/utils/relfilenodemap.h
         pub(super) fn RelidByRelfilenode(tablespace: pg_sys::Oid, file: pg_sys::Oid)
         -> pg_sys::Oid;
+        pub(super) fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
         // src/include/tcop/utility.h
         pub(super) fn standard_ProcessUtility(
             statement: *mut pg_sys::PlannedStmt,
@@ -189,6 +190,16 @@ pub(crate) unsafe fn standard_executor_run(
 ) {
     // SAFETY: by the caller's word.
     unsafe { raw::standard_ExecutorRun(query, direction, count, execute_once) };
+}
+
+/// What PostgreSQL finishes a query with, for a hook to pass on to. As
+/// [`standard_executor_run`].
+///
+/// # Safety
+/// As the executor asks.
+pub(crate) unsafe fn standard_executor_finish(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: by the caller's word.
+    unsafe { raw::standard_ExecutorFinish(query) };
 }
 
 /// What PostgreSQL runs a statement with that is no query, for a hook to pass on to.

@@ -103,21 +103,45 @@ fn ring() -> Vec<Finding> {
 
 fn preload() -> Vec<Finding> {
     if !keyring::is_preloaded() {
-        return vec![(
+        let mut findings = vec![(
             Severity::Warning,
             "colcrypt is not in shared_preload_libraries".to_owned(),
             "Add it and restart the server: then the key is checked at the start, counters are \
              for the whole server, and key material is kept out of the log of every session.",
         )];
+        let sources = gucs::sources();
+        for (name, is_set) in [
+            ("key_command", sources.key_command.is_some()),
+            ("require_key", gucs::require_key()),
+            ("dev_mode", sources.dev_mode),
+        ] {
+            if is_set {
+                findings.push((
+                    Severity::Warning,
+                    format!("colcrypt.{name} is set, and has no effect"),
+                    "It needs shared_preload_libraries = 'colcrypt'.",
+                ));
+            }
+        }
+        return findings;
     }
-    if gucs::require_key() {
-        return Vec::new();
+    let mut findings = Vec::new();
+    if keyring::lacks_keeper() {
+        findings.push((
+            Severity::Warning,
+            "the background worker that reads the key ring again does not run".to_owned(),
+            "Raise max_worker_processes and restart the server: until then a reload changes no \
+             key.",
+        ));
     }
-    vec![(
-        Severity::Info,
-        "the server would start without a key".to_owned(),
-        "Set colcrypt.require_key = on.",
-    )]
+    if !gucs::require_key() {
+        findings.push((
+            Severity::Info,
+            "the server would start without a key".to_owned(),
+            "Set colcrypt.require_key = on.",
+        ));
+    }
+    findings
 }
 
 fn key_file() -> Vec<Finding> {
@@ -148,7 +172,11 @@ fn host() -> Vec<Finding> {
     let variable = variable
         .as_ref()
         .map(|name| OsStr::from_bytes(name.to_bytes()));
-    if variable.is_some_and(|name| std::env::var_os(name).is_some()) {
+    // This backend may have taken it from its own environment, but not from others'.
+    let is_source = keyring::current().server_source_name() == Some("environment");
+    if (is_source && !keyring::is_preloaded())
+        || variable.is_some_and(|name| std::env::var_os(name).is_some())
+    {
         findings.push((
             Severity::Warning,
             "the key is in the environment, which every program that the server starts inherits"
@@ -161,7 +189,8 @@ fn host() -> Vec<Finding> {
         findings.push((
             Severity::Warning,
             "core dumps are on: a crash would write plaintexts of that moment to disk".to_owned(),
-            "Start the server with a core file size limit of 0 (ulimit -c 0, LimitCORE=0).",
+            "Limit the size of core files to 0 (ulimit -c 0, LimitCORE=0), or to 1 where \
+             kernel.core_pattern names a program, which gets them otherwise.",
         ));
     }
     if !colcrypt_memory::is_locked() {
@@ -186,6 +215,7 @@ fn makes_core_dumps() -> bool {
         let pattern = std::fs::read("/proc/sys/kernel/core_pattern");
         pattern.is_ok_and(|pattern| pattern.starts_with(b"|"))
     };
-    // A program is given the dump whatever the limit, unless that is 1 (core(5)).
-    known && (limit.rlim_cur > 0 || to_program())
+    // A program is given the dump whatever the limit, unless that is 1 (core(5)); a file
+    // of one byte is not written.
+    known && limit.rlim_cur != 1 && (limit.rlim_cur > 0 || to_program())
 }

@@ -109,3 +109,8 @@ pub(crate) fn quoted_identifier(name: &str) -> String {
     let quoted = unsafe { core::ffi::CStr::from_ptr(pg_sys::quote_identifier(name.as_ptr())) };
     quoted.to_string_lossy().into_owned()
 }
+
+/// Text of the database, for messages.
+pub(crate) fn to_string(text: &core::ffi::CStr) -> String {
+    String::from_utf8_lossy(&to_utf8(text.to_bytes())).into_owned()
+}

@@ -359,8 +359,9 @@ impl Error {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NoKeyRing { .. } => {
-                "Name a file with the key in colcrypt.key_file and reload the configuration, or \
-                 start the server with the key in the environment variable that colcrypt.key_env \
+                "Name a file with the key in colcrypt.key_file, or a command that prints it in \
+                 colcrypt.key_command, and reload the configuration, or start the server with \
+                 the key in the environment variable that colcrypt.key_env \
                  names (COLCRYPT_KEY), or SET colcrypt.key for this session. \
                  colcrypt.generate_key() makes a key."
             }

@@ -76,6 +76,16 @@ pub(crate) enum AuditLog {
     Access,
 }
 
+impl AuditLog {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Failures => "failures",
+            Self::Access => "access",
+        }
+    }
+}
+
 static KEY: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static KEY_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 /// The settings that name sources, as their assign hooks were told: those read the
@@ -96,8 +106,6 @@ pub(crate) struct Sources {
     pub(crate) dev_mode: bool,
 }
 
-/// Whether [`KEY_FILE`] was given on the command line.
-static KEY_FILE_ON_COMMAND_LINE: BackendLocal<Cell<bool>> = BackendLocal::new(Cell::new(false));
 static KEY_COMMAND: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(None);
 static REQUIRE_KEY: GucSetting<bool> = GucSetting::<bool>::new(false);
 static DEV_MODE: GucSetting<bool> = GucSetting::<bool>::new(false);
@@ -107,8 +115,10 @@ static KEY_ENV: GucSetting<Option<CString>> =
 static ALGORITHM: GucSetting<Algorithm> = GucSetting::<Algorithm>::new(Algorithm::Xaes256Gcm);
 static INPUT: GucSetting<Input> = GucSetting::<Input>::new(Input::Plaintext);
 static ACCESS: GucSetting<Access> = GucSetting::<Access>::new(Access::Full);
-/// How often `colcrypt.access` was assigned, while that is counted.
+/// How often `colcrypt.access` and `colcrypt.audit_log` were assigned, while that is
+/// counted.
 static ACCESS_ASSIGNED: BackendLocal<Cell<u32>> = BackendLocal::new(Cell::new(0));
+static AUDIT_ASSIGNED: BackendLocal<Cell<u32>> = BackendLocal::new(Cell::new(0));
 static MASK: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"********"));
 static UNDECRYPTABLE: GucSetting<Undecryptable> =
     GucSetting::<Undecryptable>::new(Undecryptable::Error);
@@ -174,12 +184,6 @@ pub(crate) fn sources() -> Sources {
     SOURCES.borrow().clone()
 }
 
-/// Whether `colcrypt.key_file` was given on the server's command line, where a reload
-/// does not assign it anew.
-pub(crate) fn key_file_is_on_command_line() -> bool {
-    KEY_FILE_ON_COMMAND_LINE.get()
-}
-
 /// Whether the server must not start without a key ring.
 pub(crate) fn require_key() -> bool {
     REQUIRE_KEY.get()
@@ -192,7 +196,8 @@ pub(crate) fn audit_log() -> AuditLog {
 
 /// Defines the settings. Called once, when the library is loaded.
 pub(crate) fn define() {
-    let asked = asked_access();
+    let asked_access = asked(c"colcrypt.access");
+    let asked_audit = asked(c"colcrypt.audit_log");
     // SAFETY: every hook is `#[pg_guard]`ed and lives as long as the library,
     // which PostgreSQL never unloads.
     unsafe {
@@ -216,15 +221,15 @@ pub(crate) fn define() {
             &KEY_FILE,
             GucContext::Sighup,
             GucFlags::SUPERUSER_ONLY,
-            Some(check_key_file),
+            None,
             Some(assign_key_file),
             None,
         );
         GucRegistry::define_string_guc_with_hooks(
             c"colcrypt.key_command",
             c"Shell command that prints the key ring text.",
-            c"The postmaster runs it when the server starts and when the configuration is \
-              reloaded. It needs shared_preload_libraries.",
+            c"Run when the server starts and when the configuration is reloaded. It needs \
+              shared_preload_libraries.",
             &KEY_COMMAND,
             GucContext::Sighup,
             GucFlags::SUPERUSER_ONLY,
@@ -252,7 +257,7 @@ pub(crate) fn define() {
             Some(assign_dev_mode),
             None,
         );
-        GucRegistry::define_enum_guc(
+        GucRegistry::define_enum_guc_with_hooks(
             c"colcrypt.audit_log",
             c"What of the use of keys is logged.",
             c"\"off\": nothing. \"failures\": what was refused or could not be decrypted. \
@@ -260,6 +265,9 @@ pub(crate) fn define() {
             &AUDIT_LOG,
             GucContext::Suset,
             GucFlags::empty(),
+            None,
+            Some(assign_audit_log),
+            None,
         );
         GucRegistry::define_string_guc_with_hooks(
             c"colcrypt.key_env",
@@ -346,54 +354,68 @@ pub(crate) fn define() {
             GucFlags::empty(),
         );
         // Assigned once: the default.
-        let refused = |asked: Vec<u8>| {
-            ACCESS_ASSIGNED.get() == 1 || !asked.eq_ignore_ascii_case(access().name().as_bytes())
+        let is_refused = |asked: Option<String>, assigned: &Cell<u32>, now: &str| {
+            asked.is_some_and(|asked| assigned.get() == 1 || !asked.eq_ignore_ascii_case(now))
         };
-        if asked.is_some_and(refused) {
-            // PostgreSQL has refused the value with a warning, because there is no
-            // such value, or because the user may not set it, and left another one:
-            // not a role's, which a client's option stands in front of.
-            pg_sys::SetConfigOption(
-                c"colcrypt.access".as_ptr(),
-                c"masked".as_ptr(),
-                pg_sys::GucContext::PGC_SUSET,
-                pg_sys::GucSource::PGC_S_OVERRIDE,
-            );
+        if is_refused(asked_access, &ACCESS_ASSIGNED, access().name()) {
+            override_setting(c"colcrypt.access", c"masked");
+        }
+        if is_refused(asked_audit, &AUDIT_ASSIGNED, audit_log().name()) {
+            override_setting(c"colcrypt.audit_log", c"access");
         }
         keyring::note_defined();
         pg_sys::MarkGUCPrefixReserved(c"colcrypt".as_ptr());
     }
 }
 
-/// What `colcrypt.access` was set to before it was defined: by the configuration, a
-/// role's settings, or the client.
-fn asked_access() -> Option<Vec<u8>> {
+/// What a setting was set to before it was defined: by the configuration, a role's
+/// settings, or the client.
+fn asked(name: &CStr) -> Option<String> {
     // SAFETY: gives a NUL-terminated string, or null if it was never set.
     unsafe {
-        let value = pg_sys::GetConfigOption(c"colcrypt.access".as_ptr(), true, false);
+        let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
         let value = value.as_ref().map(|value| CStr::from_ptr(value));
-        value.map(|value| value.to_bytes().to_vec())
+        value.map(|value| value.to_string_lossy().into_owned())
+    }
+}
+
+/// Sets what nobody but a superuser should have been able to set. PostgreSQL has
+/// refused another value with a warning, because there is no such value, or because the
+/// user may not set it, and left the default: not a role's, which a client's option
+/// stands in front of.
+fn override_setting(name: &CStr, value: &CStr) {
+    // SAFETY: the setting was defined, with this value among others.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
     }
 }
 
 /// What PostgreSQL keeps with a value of `colcrypt.key` for the assign hook: the
-/// [`Origin`], and after it the ring text if it is the server's.
+/// [`Origin`], and after it the digest of the ring text if it is the server's.
 ///
-/// The server's text is not left in the setting itself: a reload would log it
-/// (`parameter "colcrypt.key" changed to …`, guc-file.l) whenever the setting
-/// changes, and settings are handed to parallel workers.
+/// The server's text is not left in the setting: a reload would log it (`parameter
+/// "colcrypt.key" changed to …`, guc-file.l) whenever the setting changes, settings are
+/// handed to parallel workers, and they are in core dumps.
 struct Extra;
 
 impl Extra {
+    const DIGEST: usize = 32;
+
     /// An allocation that PostgreSQL frees; null if there is no memory.
-    fn allocate(origin: Origin, text: &[u8]) -> *mut c_void {
-        let extra: *mut u8 = compat::guc_malloc(text.len() + 2).cast();
+    fn allocate(origin: Origin, digest: Option<[u8; Self::DIGEST]>) -> *mut c_void {
+        let extra: *mut u8 = compat::guc_malloc(2 + Self::DIGEST).cast();
         if !extra.is_null() {
-            // SAFETY: a byte for the tag, the text and its end were allocated.
+            // SAFETY: room for two bytes and a digest was allocated.
             unsafe {
                 *extra = origin as u8;
-                core::ptr::copy_nonoverlapping(text.as_ptr(), extra.add(1), text.len());
-                *extra.add(1 + text.len()) = 0;
+                *extra.add(1) = u8::from(digest.is_some());
+                let digest = digest.unwrap_or_default();
+                core::ptr::copy_nonoverlapping(digest.as_ptr(), extra.add(2), Self::DIGEST);
             }
         }
         extra.cast()
@@ -402,15 +424,16 @@ impl Extra {
     /// What `allocate` put there; nothing for the null that goes with a default.
     ///
     /// # Safety
-    /// `extra` is null or came from `allocate`, and is not freed while in use.
-    unsafe fn read<'a>(extra: *mut c_void) -> (Origin, Option<&'a CStr>) {
+    /// `extra` is null or came from `allocate`.
+    unsafe fn read(extra: *mut c_void) -> (Origin, Option<[u8; Self::DIGEST]>) {
         if extra.is_null() {
             return (Origin::Default, None);
         }
-        // SAFETY: a tag and a NUL-terminated text are there.
+        let extra: *mut u8 = extra.cast();
+        // SAFETY: two bytes and a digest are there.
         unsafe {
-            let text = CStr::from_ptr(extra.cast::<c_char>().add(1));
-            (Origin::from_tag(*extra.cast::<u8>()), Some(text))
+            let digest = (*extra.add(1) != 0).then(|| *extra.add(2).cast());
+            (Origin::from_tag(*extra), digest)
         }
     }
 }
@@ -426,9 +449,8 @@ unsafe extern "C-unwind" fn check_key(
     // allocated as it allocates setting values.
     let text = unsafe { (*newval).as_ref().map(|text| CStr::from_ptr(text)) };
     match keyring::check_setting(text, source) {
-        Ok(origin) => {
-            let server_text = text.filter(|_| origin == Origin::Server);
-            let allocated = Extra::allocate(origin, server_text.map_or(b"", CStr::to_bytes));
+        Ok((origin, digest)) => {
+            let allocated = Extra::allocate(origin, digest);
             if allocated.is_null() {
                 return false;
             }
@@ -436,7 +458,7 @@ unsafe extern "C-unwind" fn check_key(
             // hook's to change; it gets no longer.
             unsafe {
                 *extra = allocated;
-                if server_text.is_some() {
+                if digest.is_some() {
                     core::ptr::write_bytes(*newval, 0, CStr::from_ptr(*newval).count_bytes());
                 }
             }
@@ -470,19 +492,12 @@ unsafe fn in_error_context(text: &str) -> *mut c_char {
 unsafe extern "C-unwind" fn assign_key(newval: *const c_char, extra: *mut c_void) {
     // SAFETY: `extra` is null for the built-in default, or what `check_key` made;
     // the value is a NUL-terminated string or null.
-    let (origin, text) = unsafe {
-        let (origin, server_text) = Extra::read(extra);
-        let value = newval.as_ref().map(|value| CStr::from_ptr(value));
-        (
-            origin,
-            if origin == Origin::Server {
-                server_text
-            } else {
-                value
-            },
-        )
+    let (origin, digest, text) = unsafe {
+        let (origin, digest) = Extra::read(extra);
+        let text = newval.as_ref().map(|value| CStr::from_ptr(value));
+        (origin, digest, text)
     };
-    keyring::assign_setting(text, origin);
+    keyring::assign_setting(text, origin, digest);
 }
 
 #[pg_guard]
@@ -506,14 +521,14 @@ unsafe extern "C-unwind" fn assign_key_file(newval: *const c_char, _extra: *mut 
 unsafe extern "C-unwind" fn assign_key_env(newval: *const c_char, _extra: *mut c_void) {
     // SAFETY: as `assigned` asks.
     SOURCES.borrow_mut().key_env = unsafe { assigned(newval) };
-    keyring::sources_changed();
+    keyring::environment_changed();
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn assign_command(newval: *const c_char, _extra: *mut c_void) {
     // SAFETY: as `assigned` asks.
     SOURCES.borrow_mut().key_command = unsafe { assigned(newval) };
-    keyring::command_changed();
+    keyring::sources_changed();
 }
 
 #[pg_guard]
@@ -528,21 +543,6 @@ unsafe fn assigned(newval: *const c_char) -> Option<CString> {
     // SAFETY: by the caller's word.
     let text = unsafe { newval.as_ref().map(|newval| CStr::from_ptr(newval)) };
     text.filter(|text| !text.is_empty()).map(CStr::to_owned)
-}
-
-/// Any file name will do; notes where it comes from.
-#[pg_guard]
-unsafe extern "C-unwind" fn check_key_file(
-    newval: *mut *mut c_char,
-    _extra: *mut *mut c_void,
-    source: pg_sys::GucSource::Type,
-) -> bool {
-    // SAFETY: PostgreSQL passes the address of a NUL-terminated string or null.
-    let is_set = unsafe { (*newval).as_ref() }.is_some_and(|first| *first != 0);
-    if is_set && source == pg_sys::GucSource::PGC_S_ARGV {
-        KEY_FILE_ON_COMMAND_LINE.set(true);
-    }
-    true
 }
 
 #[pg_guard]
@@ -569,6 +569,11 @@ unsafe extern "C-unwind" fn assign_access(newval: i32, _extra: *mut c_void) {
         // What was planned may compare what may not be compared now.
         keyring::forget_plans();
     }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn assign_audit_log(_newval: i32, _extra: *mut c_void) {
+    AUDIT_ASSIGNED.set(AUDIT_ASSIGNED.get().saturating_add(1));
 }
 
 #[pg_guard]

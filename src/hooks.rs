@@ -1,6 +1,6 @@
 //! Where PostgreSQL plans and runs statements.
 
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::ffi::c_void;
 
 use pgrx::prelude::*;
@@ -14,6 +14,7 @@ struct Next {
     relation: Cell<pg_sys::get_relation_info_hook_type>,
     planner: Cell<pg_sys::planner_hook_type>,
     run: Cell<pg_sys::ExecutorRun_hook_type>,
+    finish: Cell<pg_sys::ExecutorFinish_hook_type>,
     utility: Cell<pg_sys::ProcessUtility_hook_type>,
 }
 
@@ -21,14 +22,17 @@ static NEXT: BackendLocal<Next> = BackendLocal::new(Next {
     relation: Cell::new(None),
     planner: Cell::new(None),
     run: Cell::new(None),
+    finish: Cell::new(None),
     utility: Cell::new(None),
 });
 
 /// How many queries run inside each other.
 static DEPTH: BackendLocal<Cell<u32>> = BackendLocal::new(Cell::new(0));
-/// How many statements run inside each other that others are part of: queries, `DO`
-/// and `CALL`.
+/// How many statements run inside each other, of any kind.
 static NESTING: BackendLocal<Cell<u32>> = BackendLocal::new(Cell::new(0));
+/// What both were when each open subtransaction began. An error does not pass through
+/// the hooks, so it is where a subtransaction ends that they are set right.
+static SAVED: BackendLocal<RefCell<Vec<(u32, u32)>>> = BackendLocal::new(RefCell::new(Vec::new()));
 
 /// Installs the hooks.
 pub(crate) fn install() {
@@ -41,6 +45,9 @@ pub(crate) fn install() {
         pg_sys::planner_hook = Some(plan);
         NEXT.run.set(pg_sys::ExecutorRun_hook);
         pg_sys::ExecutorRun_hook = Some(run);
+        NEXT.finish.set(pg_sys::ExecutorFinish_hook);
+        pg_sys::ExecutorFinish_hook = Some(finish);
+        pg_sys::RegisterSubXactCallback(Some(at_subtransaction), core::ptr::null_mut());
         NEXT.utility.set(pg_sys::ProcessUtility_hook);
         pg_sys::ProcessUtility_hook = Some(utility);
     }
@@ -97,6 +104,20 @@ unsafe extern "C-unwind" fn run(
     }
 }
 
+/// As `plan`. Triggers that fire after the rows of a query run here.
+unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
+    // SAFETY: PostgreSQL passes a query that has run.
+    unsafe {
+        NESTING.set(NESTING.get() + 1);
+        match NEXT.finish.get() {
+            Some(next) => next(query),
+            None => compat::standard_executor_finish(query),
+        }
+        NESTING.set(NESTING.get().saturating_sub(1));
+        end_statement();
+    }
+}
+
 /// As `plan`.
 unsafe extern "C-unwind" fn utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -111,10 +132,9 @@ unsafe extern "C-unwind" fn utility(
     // SAFETY: as PostgreSQL calls it.
     unsafe {
         let node = (*statement).utilityStmt;
+        let copies = (*node).type_ == pg_sys::NodeTag::T_CopyStmt;
         begin_utility(node);
-        let holds_others = [pg_sys::NodeTag::T_DoStmt, pg_sys::NodeTag::T_CallStmt];
-        let nesting = u32::from(holds_others.contains(&(*node).type_));
-        NESTING.set(NESTING.get() + nesting);
+        NESTING.set(NESTING.get() + 1);
         match NEXT.utility.get() {
             Some(next) => next(
                 statement,
@@ -137,7 +157,10 @@ unsafe extern "C-unwind" fn utility(
                 completion,
             ),
         }
-        NESTING.set(NESTING.get().saturating_sub(nesting));
+        NESTING.set(NESTING.get().saturating_sub(1));
+        if copies {
+            log_hook::note_copy(false);
+        }
         end_statement();
     }
 }
@@ -176,6 +199,10 @@ unsafe extern "C-unwind" fn begin_utility(statement: *mut pg_sys::Node) {
     unsafe {
         let relation = match (*statement).type_ {
             pg_sys::NodeTag::T_CopyStmt => (*statement.cast::<pg_sys::CopyStmt>()).relation,
+            pg_sys::NodeTag::T_IndexStmt => (*statement.cast::<pg_sys::IndexStmt>()).relation,
+            pg_sys::NodeTag::T_AlterTableStmt => {
+                (*statement.cast::<pg_sys::AlterTableStmt>()).relation
+            }
             // Whoever begins or ends a transaction does nothing else, and there may be
             // none in which anything could be looked up.
             pg_sys::NodeTag::T_TransactionStmt => return,
@@ -188,22 +215,55 @@ unsafe extern "C-unwind" fn begin_utility(statement: *mut pg_sys::Node) {
             pg_sys::RangeVarGetRelidExtended(relation, lock, missing_ok, None, none)
         });
         let oid = oid.filter(|oid| *oid != pg_sys::InvalidOid);
-        log_hook::note_copy(oid.is_some_and(relations::has_encrypted_column));
+        if (*statement).type_ == pg_sys::NodeTag::T_CopyStmt {
+            log_hook::note_copy(oid.is_some_and(relations::has_encrypted_column));
+        }
         let looks_up = pg_sys::IsTransactionState() && !pg_sys::IsAbortedTransactionBlockState();
         if audit::is_on() && looks_up {
             if !is_part {
                 audit::begin();
             }
-            audit::add_relations(oid.into_iter());
+            audit::add_tables(oid.into_iter());
         }
     }
 }
 
 #[pg_guard]
 unsafe extern "C-unwind" fn end_statement() {
-    log_hook::note_copy(false);
     if NESTING.get() == 0 {
         tally::hand_on();
+    }
+}
+
+/// Subtransactions begin and end inside each other.
+#[pg_guard]
+unsafe extern "C-unwind" fn at_subtransaction(
+    event: pg_sys::SubXactEvent::Type,
+    _own: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _nothing: *mut c_void,
+) {
+    use pg_sys::SubXactEvent as Event;
+    match event {
+        Event::SUBXACT_EVENT_START_SUB => {
+            SAVED.borrow_mut().push((DEPTH.get(), NESTING.get()));
+        }
+        Event::SUBXACT_EVENT_COMMIT_SUB => {
+            SAVED.borrow_mut().pop();
+        }
+        Event::SUBXACT_EVENT_ABORT_SUB => {
+            let saved = SAVED.borrow_mut().pop();
+            if let Some((depth, nesting)) = saved {
+                DEPTH.set(depth);
+                NESTING.set(nesting);
+                // A statement of its own has failed.
+                if nesting == 0 {
+                    log_hook::note_copy(false);
+                    tally::hand_on();
+                }
+            }
+        }
+        _ => {}
     }
 }
 
@@ -215,6 +275,7 @@ unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _nothing: *mu
         Event::XACT_EVENT_COMMIT | Event::XACT_EVENT_ABORT | Event::XACT_EVENT_PREPARE => {
             DEPTH.set(0);
             NESTING.set(0);
+            SAVED.take();
             search::forget_plaintexts();
             log_hook::note_copy(false);
             tally::hand_on();

@@ -7,6 +7,7 @@ use std::ffi::CString;
 use pgrx::prelude::*;
 
 use crate::backend_local::BackendLocal;
+use crate::encoding;
 use crate::error::Error;
 use crate::managed_keys;
 
@@ -104,16 +105,26 @@ pub(crate) fn encrypted_text() -> Option<pg_sys::Oid> {
     {
         return Some(known);
     }
-    // SAFETY: catalog look-ups by name; the array of argument types is palloc'd.
+    // SAFETY: catalog look-ups, which raise no error where something is not there; the
+    // list and its members stay until it is released.
     unsafe {
-        let name = pg_sys::stringToQualifiedNameList(c"colcrypt.inspect".as_ptr());
-        let function = pg_sys::LookupFuncName(name, -1, core::ptr::null(), true);
-        if function == pg_sys::InvalidOid {
+        let schema = pg_sys::get_namespace_oid(c"colcrypt".as_ptr(), true);
+        if schema == pg_sys::InvalidOid {
             return None;
         }
-        let (mut types, mut count) = (core::ptr::null_mut(), 0);
-        pg_sys::get_func_signature(function, &raw mut types, &raw mut count);
-        let encrypted_text = (count == 1).then(|| *types)?;
+        let cache = pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32;
+        let name = pg_sys::Datum::from(c"inspect".as_ptr());
+        let none = pg_sys::Datum::null();
+        let list = pg_sys::SearchSysCacheList(cache, 1, name, none, none);
+        let members = (*list).members.as_slice((*list).n_members as usize);
+        let found = members.iter().find_map(|member| {
+            let tuple = &raw mut (**member).tuple;
+            let form: *mut pg_sys::FormData_pg_proc = pg_sys::GETSTRUCT(tuple).cast();
+            let is_ours = (*form).pronamespace == schema && (*form).pronargs == 1;
+            is_ours.then(|| *(*form).proargtypes.values.as_ptr())
+        });
+        pg_sys::ReleaseCatCacheList(list);
+        let encrypted_text = found?;
         KNOWN.set(Some((now, encrypted_text)));
         Some(encrypted_text)
     }
@@ -129,24 +140,23 @@ pub(crate) fn qualified_name(oid: pg_sys::Oid) -> Option<String> {
             return None;
         }
         let quoted = pg_sys::quote_qualified_identifier(schema, name);
-        Some(CStr::from_ptr(quoted).to_string_lossy().into_owned())
+        Some(encoding::to_string(CStr::from_ptr(quoted)))
     }
 }
 
-/// Whether a table has a column whose values are encrypted.
-pub(crate) fn has_encrypted_column(oid: pg_sys::Oid) -> bool {
-    let Some(encrypted_text) = encrypted_text() else {
-        return false;
-    };
-    let kinds = [
+/// Whether a relation stores rows, or other relations store them for it.
+pub(crate) fn is_table(oid: pg_sys::Oid) -> bool {
+    [
         pg_sys::RELKIND_RELATION,
         pg_sys::RELKIND_PARTITIONED_TABLE,
         pg_sys::RELKIND_MATVIEW,
         pg_sys::RELKIND_FOREIGN_TABLE,
-    ];
-    if !kinds.contains(&relation_kind(oid)) {
-        return false;
-    }
+    ]
+    .contains(&relation_kind(oid))
+}
+
+/// Whether a relation has a column whose values are encrypted, or hold encrypted ones.
+pub(crate) fn has_encrypted_column(oid: pg_sys::Oid) -> bool {
     // SAFETY: catalog look-ups; a column that was dropped has no type.
     unsafe {
         let exists = |number: &i16| {
@@ -154,9 +164,53 @@ pub(crate) fn has_encrypted_column(oid: pg_sys::Oid) -> bool {
             let none = pg_sys::Datum::null();
             pg_sys::SearchSysCacheExists(cache, oid.into(), (*number).into(), none, none)
         };
-        (1..)
-            .take_while(exists)
-            .any(|number| pg_sys::getBaseType(pg_sys::get_atttype(oid, number)) == encrypted_text)
+        let mut columns = (1..).take_while(exists);
+        columns.any(|number| holds_encrypted(pg_sys::get_atttype(oid, number)))
+    }
+}
+
+/// Whether values of a type are encrypted, or hold encrypted ones.
+pub(crate) fn holds_encrypted(type_oid: pg_sys::Oid) -> bool {
+    encrypted_text().is_some_and(|encrypted| holds(type_oid, encrypted, 0))
+}
+
+fn holds(type_oid: pg_sys::Oid, encrypted_text: pg_sys::Oid, depth: u8) -> bool {
+    if type_oid == pg_sys::InvalidOid {
+        return false;
+    }
+    // SAFETY: catalog look-ups; the relation is opened and closed again.
+    unsafe {
+        let type_oid = pg_sys::getBaseType(type_oid);
+        if type_oid == encrypted_text || depth > 8 {
+            return true;
+        }
+        let parts = [
+            pg_sys::get_element_type(type_oid),
+            pg_sys::get_range_subtype(type_oid),
+        ];
+        if parts
+            .into_iter()
+            .any(|part| holds(part, encrypted_text, depth + 1))
+        {
+            return true;
+        }
+        let class = pg_sys::get_typ_typrelid(type_oid);
+        if class == pg_sys::InvalidOid {
+            return false;
+        }
+        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        let relation = pg_sys::relation_open(class, lock);
+        let descriptor = (*relation).rd_att;
+        let members = (*descriptor).attrs.as_slice((*descriptor).natts as usize);
+        let members: Vec<_> = members
+            .iter()
+            .filter(|member| !member.attisdropped)
+            .map(|member| member.atttypid)
+            .collect();
+        pg_sys::relation_close(relation, lock);
+        members
+            .into_iter()
+            .any(|member| holds(member, encrypted_text, depth + 1))
     }
 }
 
@@ -170,7 +224,7 @@ pub(crate) fn may_be_encrypted(table: pg_sys::Oid, column: &str) -> bool {
         Some(quoted) => quoted.replace("\"\"", "\""),
         None => column.to_owned(),
     };
-    let (Some(encrypted_text), Ok(name)) = (encrypted_text(), CString::new(name)) else {
+    let Ok(name) = CString::new(name) else {
         return true;
     };
     // SAFETY: catalog look-ups; the number is 0 if there is no such column.
@@ -179,8 +233,7 @@ pub(crate) fn may_be_encrypted(table: pg_sys::Oid, column: &str) -> bool {
         if number == 0 {
             return true;
         }
-        let base = pg_sys::getBaseType(pg_sys::get_atttype(table, number));
-        base == encrypted_text || pg_sys::get_element_type(base) == encrypted_text
+        holds_encrypted(pg_sys::get_atttype(table, number))
     }
 }
 

@@ -204,7 +204,10 @@ pub(crate) fn admit_ciphertext<B: Output>(text: &[u8], wire: Wire) -> Result<B, 
             // A restore may not have come to it.
             | Error::KeyTable(_),
         ) => {}
-        Err(error) => return Err(error),
+        Err(error) => {
+            tally::count_failure(Operation::Decrypt, Some(&stored), &error);
+            return Err(error);
+        }
     }
     Ok(copied(&stored))
 }
@@ -354,7 +357,9 @@ pub(crate) fn fit<B: Output>(stored: &[u8], modifier: i32) -> Result<B, Error> {
         }
         let sealer = Sealer::of_modifier(modifier)?;
         if (header.suite(), header.key_id()) != sealer.header()? {
-            access::check_key(stored)?;
+            access::check_key(stored).inspect_err(|error| {
+                tally::count_failure(Operation::Rotate, Some(stored), error);
+            })?;
             return reseal(stored, &sealer, &mut Zeroizing::new(Vec::new()));
         }
     }

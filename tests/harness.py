@@ -127,12 +127,23 @@ class Cluster:
 
     def reload(self, *sessions: psycopg.Connection) -> None:
         """Has the configuration read again, and waits until new sessions see it, and
-        the given ones."""
+        the given ones, and the key ring is read again."""
+        rings = self._count_reloaded_rings()
         seen_by: list[Callable[[], object]] = [partial(self.psql, RELOADED_AT)]
         seen_by += [partial(fetch, session, RELOADED_AT) for session in sessions]
         before = [(seen, seen()) for seen in seen_by]
         self.psql("SELECT pg_reload_conf()")
         wait_until(lambda: all(seen() != then for seen, then in before), "the reload")
+        if self._keeps_ring():
+            wait_until(lambda: self._count_reloaded_rings() > rings, "the ring", 60)
+
+    def _keeps_ring(self) -> bool:
+        """Whether a background worker reads the ring, and says so in the log."""
+        preloaded = str(self.settings.get("shared_preload_libraries", ""))
+        return "colcrypt" in preloaded and not self.settings.get("logging_collector")
+
+    def _count_reloaded_rings(self) -> int:
+        return self.log().count("colcrypt: key ring ")
 
     def kill(self) -> None:
         """Crashes the server: all its processes die at once, by SIGKILL."""

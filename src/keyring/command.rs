@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use colcrypt_core::{SecretText, SourceError, redact, run_key_command};
 
+use super::keeper;
+
 /// How long it may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -16,10 +18,15 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// # Errors
 /// [`SourceError`].
 pub(super) fn run(command: &CStr) -> Result<SecretText, SourceError> {
-    let output = run_key_command(&command.to_string_lossy(), TIMEOUT, |shell| {
-        // SAFETY: what is called between fork and exec is safe there.
-        unsafe { shell.pre_exec(clean_up) };
-    });
+    let output = run_key_command(
+        &command.to_string_lossy(),
+        TIMEOUT,
+        |shell| {
+            // SAFETY: what is called between fork and exec is safe there.
+            unsafe { shell.pre_exec(clean_up) };
+        },
+        keeper::is_to_stop,
+    );
     for line in output
         .messages
         .lines()
@@ -33,13 +40,15 @@ pub(super) fn run(command: &CStr) -> Result<SecretText, SourceError> {
 
 /// The postmaster blocks all signals, and has files open that are not for others.
 fn clean_up() -> io::Result<()> {
-    // SAFETY: both are system calls with valid arguments. An old kernel does not know
-    // the second one; then the files stay open, as in other programs that PostgreSQL
+    // SAFETY: system calls with valid arguments. An old kernel does not know the last
+    // one; then the files stay open, as in other programs that PostgreSQL
     // starts.
     unsafe {
         let mut none = core::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, core::ptr::null_mut());
+        // Should the worker be killed, the shell does not outlive it.
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
         libc::syscall(
             libc::SYS_close_range,
             3,

@@ -6,6 +6,7 @@
 
 mod command;
 mod environment;
+mod keeper;
 mod parsed;
 mod preload;
 mod published;
@@ -22,7 +23,7 @@ use pgrx::prelude::*;
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
 use parsed::Parsed;
-use server::{Environment, Run, ServerRing, ServerSetting, Settings};
+use server::{Environment, ServerRing, ServerSetting, Settings};
 
 pub(crate) use preload::{is_preloaded, note_preload, start};
 pub(crate) use server::Source;
@@ -187,6 +188,7 @@ thread_local! {
 static ACTIVE: BackendLocal<Active> = BackendLocal::new(Active {
     ring: RefCell::new(None),
     seen_reload: Cell::new(0),
+    seen_published: Cell::new(0),
     failed_statement: Cell::new(None),
     generation: Cell::new(0),
 });
@@ -196,6 +198,8 @@ struct Active {
     ring: RefCell<Option<Rc<ActiveRing>>>,
     /// `PgReloadTime` when the ring was made.
     seen_reload: Cell<i64>,
+    /// What the keeper had published then.
+    seen_published: Cell<u64>,
     /// If there are no keys: the statement that found none. The next one looks
     /// again.
     failed_statement: Cell<Option<i64>>,
@@ -215,6 +219,7 @@ pub(crate) fn with_current<T>(work: impl FnOnce(&Rc<ActiveRing>) -> T) -> T {
     // SAFETY: reads a variable that only this backend writes.
     let reload = unsafe { pg_sys::PgReloadTime };
     let fresh = ACTIVE.seen_reload.get() == reload
+        && ACTIVE.seen_published.get() == published::generation()
         && (ACTIVE.failed_statement.get().is_none() || !ACTIVE.failed_earlier())
         && ACTIVE.ring.borrow().is_some();
     if !fresh {
@@ -238,6 +243,7 @@ impl Active {
 #[cold]
 fn refresh(reload: i64) {
     let reloaded = ACTIVE.seen_reload.replace(reload) != reload;
+    ACTIVE.seen_published.set(published::generation());
     let settings = Settings::now(is_preloaded());
     let (mut active, failure) = STATE.with_borrow_mut(|state| {
         let failure = state.refresh_server(&settings, reloaded);
@@ -251,7 +257,7 @@ fn refresh(reload: i64) {
         // function, and those above it, by a jump.
         // SAFETY: this backend's own counter, as HOLD_INTERRUPTS() has it.
         unsafe { pg_sys::InterruptHoldoffCount += 1 };
-        preload::log_failure(&reason);
+        pgrx::log!("colcrypt: key ring not reloaded, the old one stays in force: {reason}");
         // SAFETY: as above.
         unsafe { pg_sys::InterruptHoldoffCount -= 1 };
     }
@@ -276,7 +282,7 @@ impl State {
     /// Gets the server's ring anew if need be. Gives why an older one stays in force,
     /// if it is for this process to say.
     fn refresh_server(&mut self, settings: &Settings, reloaded: bool) -> Option<String> {
-        if preload::takes_published() {
+        if published::generation() > 0 {
             if self.server.generation != published::generation()
                 && let Some(server) = published::take()
             {
@@ -298,20 +304,30 @@ impl State {
         if !(reloaded || self.server_stale || self.server.ring.is_none()) {
             return None;
         }
-        self.read_server(settings, Run::No);
+        self.read_server(settings);
         let failure = self.server.last_error.clone();
         failure.filter(|_| self.server.ring.is_some())
     }
 
-    fn read_server(&mut self, settings: &Settings, run: Run) {
+    fn read_server(&mut self, settings: &Settings) {
         self.server_stale = false;
         self.server.read(
             &self.server_setting,
             settings,
             &mut self.environment,
             &mut self.parsed,
-            run,
         );
+    }
+
+    /// What the configuration file says now of `colcrypt.key`, as the check hook was
+    /// shown it: a value that is refused is not assigned, and one that never was is not
+    /// taken back.
+    fn take_configured_key(&mut self) {
+        match self.candidate.take() {
+            Some(setting) => self.server_setting = setting,
+            None if !setting::is_on_command_line() => self.server_setting = ServerSetting::Unset,
+            None => {}
+        }
     }
 
     /// The keys in force.
@@ -382,19 +398,20 @@ fn lists_colcrypt(list: &str) -> bool {
 
 /// A setting that names a source was assigned.
 pub(crate) fn sources_changed() {
-    source_assigned(Run::No);
-}
-
-/// `colcrypt.key_command` was assigned.
-pub(crate) fn command_changed() {
-    source_assigned(Run::Yes);
-}
-
-fn source_assigned(run: Run) {
     STATE.with_borrow_mut(|state| state.server_stale = true);
     ACTIVE.ring.replace(None);
     forget_plans();
-    preload::reload_if_postmaster(run);
+}
+
+/// `colcrypt.key_env` was assigned.
+pub(crate) fn environment_changed() {
+    sources_changed();
+    preload::take_environment();
+}
+
+/// Whether nobody notices when the configuration is reloaded.
+pub(crate) fn lacks_keeper() -> bool {
+    is_preloaded() && !published::has_keeper()
 }
 
 /// Makes PostgreSQL parse and plan prepared statements again: constants in them

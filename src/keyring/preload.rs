@@ -1,5 +1,5 @@
-//! `shared_preload_libraries = 'colcrypt'`: the postmaster reads the ring, at its start
-//! and at every reload, and its children have it from there.
+//! `shared_preload_libraries = 'colcrypt'`: the postmaster reads the ring when it
+//! starts, the [`keeper`] at every reload, and backends have it from there.
 
 use core::cell::Cell;
 
@@ -7,8 +7,8 @@ use colcrypt_core::KeyRing;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::server::{Run, Settings};
-use super::{ACTIVE, STATE, ServerRing, Source, published, setting};
+use super::server::Settings;
+use super::{ACTIVE, STATE, ServerRing, Source, keeper, published};
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
 use crate::{gucs, stats};
@@ -38,18 +38,16 @@ pub(crate) fn is_preloaded() -> bool {
     PRELOAD.preloaded.get()
 }
 
-fn is_postmaster() -> bool {
-    // SAFETY: reads variables that are set when the process starts.
-    unsafe { pg_sys::IsPostmasterEnvironment && !pg_sys::IsUnderPostmaster }
-}
-
-/// Whether this process has the ring from its postmaster. Where the file is named on
-/// the command line, the postmaster is not told of reloads: then each process reads it.
-pub(super) fn takes_published() -> bool {
-    is_preloaded()
-        && !is_postmaster()
-        && published::generation() > 0
-        && !gucs::key_file_is_on_command_line()
+/// Takes what is in the environment variable out of it: no child is to inherit it, also
+/// if another source wins.
+pub(super) fn take_environment() {
+    if is_preloaded()
+        && let Some(variable) = gucs::sources().key_env
+    {
+        STATE.with_borrow_mut(|state| {
+            let _ = state.environment.take(&variable, &mut state.parsed);
+        });
+    }
 }
 
 /// Reads the ring when the server starts, and says so in the log.
@@ -60,12 +58,25 @@ pub(crate) fn start() {
     if let Err(error) = published::install().and_then(|()| stats::install()) {
         Error::NoSharedMemory(error.to_string()).raise();
     }
-    // Also if another source wins: no child is to inherit it.
-    if let Some(variable) = gucs::sources().key_env {
-        STATE.with_borrow_mut(|state| state.environment.take(&variable).is_some());
-    }
-    read(Run::Yes);
+    take_environment();
+    let settings = Settings::now(true);
+    STATE.with_borrow_mut(|state| {
+        state.read_server(&settings);
+        if let Err(error) = published::publish(&state.server) {
+            state.server.ring = None;
+            state.server.last_error = Some(format!("{error}."));
+            state.server.why_none.clone_from(&state.server.last_error);
+        }
+    });
     STATE.with_borrow(|state| announce(&state.server));
+    // Backends find it where it was published: what they inherited would stay with
+    // them when it is in force no more.
+    STATE.with_borrow_mut(|state| {
+        state.server = ServerRing::default();
+        state.parsed.drop_unused();
+    });
+    ACTIVE.ring.replace(None);
+    keeper::register();
 }
 
 fn announce(server: &ServerRing) {
@@ -90,14 +101,14 @@ fn announce(server: &ServerRing) {
     }
 }
 
-fn describe(ring: &KeyRing, source: Source) -> String {
+pub(super) fn describe(ring: &KeyRing, source: Source) -> String {
     let count = ring.keys().count();
     let keys = if count == 1 { "key" } else { "keys" };
     let (primary, source) = (ring.primary().id(), source.name());
     format!("{count} {keys}, primary {primary}, from {source}")
 }
 
-fn warn_of_dev_mode(source: Source) {
+pub(super) fn warn_of_dev_mode(source: Source) {
     if source == Source::DevMode {
         ErrorReport::new(
             PgSqlErrorCode::ERRCODE_WARNING,
@@ -107,65 +118,6 @@ fn warn_of_dev_mode(source: Source) {
         .set_detail("What is encrypted now cannot be read after the next start of the server.")
         .report(PgLogLevel::WARNING);
     }
-}
-
-/// To be called when a source was assigned: at every reload, for those that are set
-/// in a configuration file.
-pub(super) fn reload_if_postmaster(run: Run) {
-    if !is_preloaded() || !is_postmaster() || !setting::are_defined() {
-        return;
-    }
-    let ids = || {
-        STATE.with_borrow(|state| {
-            let ring = state.server.ring.as_ref();
-            ring.map(|ring| ring.keys().map(colcrypt_core::Key::id).collect::<Vec<_>>())
-        })
-    };
-    let before = ids();
-    read(run);
-    STATE.with_borrow(|state| {
-        if let Some(reason) = &state.server.last_error {
-            log_failure(reason);
-        }
-    });
-    if before != ids() {
-        STATE.with_borrow(|state| announce_change(&state.server));
-    }
-}
-
-fn announce_change(server: &ServerRing) {
-    match (&server.ring, server.source) {
-        (Some(ring), Some(source)) => {
-            warn_of_dev_mode(source);
-            let ring = describe(ring, source);
-            pgrx::log!("colcrypt: key ring reloaded, {ring}");
-        }
-        _ => pgrx::log!("colcrypt: no key ring is configured any more"),
-    }
-}
-
-/// Says that the ring could not be read again.
-pub(super) fn log_failure(reason: &str) {
-    pgrx::log!("colcrypt: key ring not reloaded, the old one stays in force: {reason}");
-}
-
-/// Reads the sources in the postmaster, and shows its children what it has found.
-fn read(run: Run) {
-    let settings = Settings::now(true);
-    STATE.with_borrow_mut(|state| {
-        state.read_server(&settings, run);
-        if let Err(error) = published::publish(&state.server) {
-            state.server.ring = None;
-            state.server.source = None;
-            state.server.why_none = Some(format!("{error}."));
-            state.server.last_error = state.server.why_none.clone();
-            // Without a ring it is small enough.
-            let _ = published::publish(&state.server);
-        }
-        state.server.generation = published::generation();
-    });
-    ACTIVE.ring.replace(None);
-    STATE.with_borrow_mut(|state| state.parsed.drop_unused());
 }
 
 /// Locks the memory for keys: a process that was forked does not inherit the locks.

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
 
-use colcrypt_core::{KeyRing, SecretText, SourceError, read_key_file};
+use colcrypt_core::{KeyRing, read_key_file};
 use pgrx::prelude::*;
 
 use super::parsed::Parsed;
@@ -81,6 +81,8 @@ pub(super) struct ServerRing {
     pub(super) source: Option<Source>,
     /// When it was read, in PostgreSQL's microseconds.
     pub(super) loaded_at: i64,
+    /// When that was last tried.
+    pub(super) tried_at: i64,
     /// Why there is no ring, if more can be said than that no source is set.
     pub(super) why_none: Option<String>,
     /// Why the last attempt to read it failed; an older one may be in force.
@@ -95,14 +97,6 @@ enum NotLoaded {
     Unset(Option<String>),
     /// The first source that is set gives no ring.
     Broken(String),
-}
-
-/// Whether `colcrypt.key_command` is run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Run {
-    Yes,
-    /// What it printed last stays.
-    No,
 }
 
 /// What says where the ring is.
@@ -127,18 +121,21 @@ impl Settings {
 
 /// What was in environment variables that were taken from the environment.
 #[derive(Default)]
-pub(super) struct Environment(Vec<(CString, Result<SecretText, String>)>);
+pub(super) struct Environment(Vec<(CString, Result<Rc<KeyRing>, String>)>);
 
 impl Environment {
-    /// Takes a variable, if it is there, and keeps what was in it.
-    pub(super) fn take(&mut self, name: &CStr) -> Option<&Result<SecretText, String>> {
+    /// Takes a variable, if it is there, and keeps the ring that was in it.
+    pub(super) fn take(
+        &mut self,
+        name: &CStr,
+        parsed: &mut Parsed,
+    ) -> Option<Result<Rc<KeyRing>, String>> {
         if let Some(taken) = environment::take(name) {
             self.0.retain(|(known, _)| known.as_c_str() != name);
-            let taken = taken.map_err(|error| error.to_string());
-            self.0.push((name.to_owned(), taken));
+            self.0.push((name.to_owned(), parsed.parse_source(taken)));
         }
         let found = self.0.iter().find(|(known, _)| known.as_c_str() == name);
-        found.map(|(_, taken)| taken)
+        found.map(|(_, taken)| taken.clone())
     }
 }
 
@@ -151,18 +148,18 @@ impl ServerRing {
         settings: &Settings,
         environment: &mut Environment,
         parsed: &mut Parsed,
-        run: Run,
     ) {
-        let read = self.read_sources(setting, settings, environment, parsed, run);
+        let read = self.read_sources(setting, settings, environment, parsed);
         self.last_error = None;
+        // SAFETY: asks for the time.
+        self.tried_at = unsafe { pg_sys::GetCurrentTimestamp() };
         match read {
             Ok(None) => {}
             Ok(Some((ring, source))) => {
                 self.ring = Some(ring);
                 self.source = Some(source);
                 self.why_none = None;
-                // SAFETY: asks for the time.
-                self.loaded_at = unsafe { pg_sys::GetCurrentTimestamp() };
+                self.loaded_at = self.tried_at;
             }
             Err(NotLoaded::Unset(why)) => {
                 self.ring = None;
@@ -185,7 +182,6 @@ impl ServerRing {
         settings: &Settings,
         environment: &mut Environment,
         parsed: &mut Parsed,
-        run: Run,
     ) -> Result<Option<(Rc<KeyRing>, Source)>, NotLoaded> {
         let mut passed_over = Vec::new();
         match setting {
@@ -198,29 +194,20 @@ impl ServerRing {
             ServerSetting::Ring(ring) => return Ok(Some((Rc::clone(ring), Source::Key))),
             ServerSetting::Refused(reason) => return Err(NotLoaded::Broken(reason.clone())),
         }
-        let mut parse = |name: &str, text: Result<&SecretText, String>, source| {
-            let ring = text.and_then(|text| parsed.parse(text).map_err(|error| error.to_string()));
-            match ring {
-                Ok(ring) => Ok(Some((ring, source))),
-                Err(error) => Err(NotLoaded::Broken(format!("{name}: {error}."))),
-            }
+        let found = |name: &str, ring: Result<Rc<KeyRing>, String>, source| match ring {
+            Ok(ring) => Ok(Some((ring, source))),
+            Err(error) => Err(NotLoaded::Broken(format!("{name}: {error}."))),
         };
-        let text_of =
-            |read: Result<SecretText, SourceError>| read.map_err(|error| error.to_string());
         if let Some(path) = &settings.sources.key_file {
             let name = format!("colcrypt.key_file \"{}\"", path.to_string_lossy());
             let path = Path::new(OsStr::from_bytes(path.to_bytes()));
-            let text = text_of(read_key_file(path, settings.server_user));
-            return parse(&name, text.as_ref().map_err(Clone::clone), Source::KeyFile);
+            let ring = parsed.parse_source(read_key_file(path, settings.server_user));
+            return found(&name, ring, Source::KeyFile);
         }
         if let Some(shell_command) = &settings.sources.key_command {
             if settings.preloaded {
-                if run == Run::No && self.source == Some(Source::KeyCommand) {
-                    return Ok(None);
-                }
-                let text = text_of(command::run(shell_command));
-                let text = text.as_ref().map_err(Clone::clone);
-                return parse("colcrypt.key_command", text, Source::KeyCommand);
+                let ring = parsed.parse_source(command::run(shell_command));
+                return found("colcrypt.key_command", ring, Source::KeyCommand);
             }
             passed_over.push(
                 "colcrypt.key_command is not used, because it needs shared_preload_libraries = \
@@ -228,25 +215,29 @@ impl ServerRing {
             );
         }
         if let Some(variable) = &settings.sources.key_env
-            && let Some(text) = environment.take(variable)
+            && let Some(ring) = environment.take(variable, parsed)
         {
             let name = format!("environment variable {}", variable.to_string_lossy());
-            return parse(
-                &name,
-                text.as_ref().map_err(Clone::clone),
-                Source::Environment,
-            );
+            return found(&name, ring, Source::Environment);
         }
         if settings.sources.dev_mode {
             if settings.preloaded {
-                // The postmaster makes one for as long as it lives.
-                return match (&self.ring, self.source) {
-                    (Some(_), Some(Source::DevMode)) => Ok(None),
-                    _ => match KeyRing::random() {
+                // One for as long as the server runs, and never in the place of another
+                // that was taken away.
+                if self.source == Some(Source::DevMode) {
+                    return Ok(None);
+                }
+                if self.loaded_at == 0 {
+                    return match KeyRing::random() {
                         Ok(ring) => Ok(Some((Rc::new(ring), Source::DevMode))),
                         Err(error) => Err(NotLoaded::Broken(format!("{error}."))),
-                    },
-                };
+                    };
+                }
+                return Err(NotLoaded::Unset(Some(
+                    "colcrypt.dev_mode makes a key only where there was none since the server \
+                     started."
+                        .to_owned(),
+                )));
             }
             passed_over.push(
                 "colcrypt.dev_mode has no effect, because it needs shared_preload_libraries = \

@@ -4,11 +4,11 @@ use core::cell::Cell;
 use core::ffi::CStr;
 use std::rc::Rc;
 
-use colcrypt_core::{Key, SecretText};
+use colcrypt_core::{Key, KeyRing, SecretText};
 use pgrx::prelude::*;
 
 use super::server::ServerSetting;
-use super::{ACTIVE, STATE, State, forget_plans, preload, preloaded};
+use super::{ACTIVE, STATE, State, forget_plans, preloaded};
 use crate::backend_local::BackendLocal;
 
 /// Whether the settings are still being defined: values from before are judged then.
@@ -44,6 +44,15 @@ pub(crate) struct Refusal {
     pub(crate) hint: &'static str,
 }
 
+/// Whether the server has a value from its command line.
+static ON_COMMAND_LINE: BackendLocal<Cell<bool>> = BackendLocal::new(Cell::new(false));
+
+/// Whether `colcrypt.key` stands on the server's command line, where a reload does not
+/// change it.
+pub(super) fn is_on_command_line() -> bool {
+    ON_COMMAND_LINE.get()
+}
+
 /// Notes that the settings are defined.
 pub(crate) fn note_defined() {
     DEFINING.set(false);
@@ -59,38 +68,42 @@ fn is_worker() -> bool {
     unsafe { pg_sys::ParallelWorkerNumber >= 0 }
 }
 
-/// The check hook of `colcrypt.key`.
+/// The check hook of `colcrypt.key`. Gives whose the value is, and the digest of the
+/// server's text.
 ///
 /// # Errors
 /// [`Refusal`], without what was refused.
 pub(crate) fn check_setting(
     text: Option<&CStr>,
     source: pg_sys::GucSource::Type,
-) -> Result<Origin, Refusal> {
+) -> Result<(Origin, Option<[u8; 32]>), Refusal> {
     let origin = origin(source)?;
+    if source == pg_sys::GucSource::PGC_S_ARGV {
+        ON_COMMAND_LINE.set(true);
+    }
     let text = match text {
         Some(text) if !text.is_empty() => text,
         _ => {
             if origin == Origin::Server {
                 offer(ServerSetting::Unset);
             }
-            return Ok(origin);
+            return Ok((origin, None));
         }
     };
     if origin == Origin::Server && !preloaded() {
         offer(ServerSetting::WithoutPreload);
-        return Ok(origin);
+        return Ok((origin, Some([0; 32])));
     }
     if origin == Origin::Session && is_worker() {
         // Its leader has judged it.
-        return Ok(origin);
+        return Ok((origin, None));
     }
     match STATE.with_borrow_mut(|state| state.parse_setting(text)) {
-        Ok(ring) => {
+        Ok((ring, digest)) => {
             if origin == Origin::Server {
                 offer(ServerSetting::Ring(ring));
             }
-            Ok(origin)
+            Ok((origin, (origin == Origin::Server).then_some(digest)))
         }
         Err(error) => {
             match origin {
@@ -156,19 +169,24 @@ fn sentence(error: &str) -> String {
 }
 
 /// The assign hook of `colcrypt.key`: must not fail.
-pub(crate) fn assign_setting(text: Option<&CStr>, origin: Origin) {
+pub(crate) fn assign_setting(text: Option<&CStr>, origin: Origin, digest: Option<[u8; 32]>) {
     let text = text.filter(|text| !text.is_empty());
     STATE.with_borrow_mut(|state| {
-        let ring = text.map(|text| state.parse_setting(text));
         state.session = None;
-        match (origin, ring) {
-            (Origin::Session, ring) => state.session = ring,
+        match (origin, digest) {
+            (Origin::Session, _) => {
+                let ring = text.map(|text| state.parse_setting(text));
+                state.session = ring.map(|ring| ring.map(|(ring, _)| ring));
+            }
             (Origin::Server, Some(_)) if !preloaded() => {
                 state.assign_server(ServerSetting::WithoutPreload);
             }
-            (Origin::Server, Some(Ok(ring))) => state.assign_server(ServerSetting::Ring(ring)),
-            (Origin::Server, Some(Err(error))) => {
-                state.assign_server(ServerSetting::Refused(format!("colcrypt.key: {error}.")));
+            (Origin::Server, Some(digest)) => {
+                // The check hook has parsed it, and what the setting may come back to is
+                // kept.
+                let lost = || ServerSetting::Refused("colcrypt.key: reload it.".to_owned());
+                let ring = state.parsed.find(&digest).map(ServerSetting::Ring);
+                state.assign_server(ring.unwrap_or_else(lost));
             }
             // A worker has the server's setting from its postmaster or from its own
             // configuration: its leader does not hand it on.
@@ -186,7 +204,6 @@ pub(crate) fn assign_setting(text: Option<&CStr>, origin: Origin) {
     // What the session no longer holds is dropped, and so wiped.
     STATE.with_borrow_mut(|state| state.parsed.drop_unused());
     forget_plans();
-    preload::reload_if_postmaster(super::server::Run::No);
 }
 
 /// The ids of the keys in `colcrypt.key`, for SHOW.
@@ -203,10 +220,15 @@ pub(crate) fn setting_ids() -> String {
 }
 
 impl State {
-    fn parse_setting(&mut self, text: &CStr) -> Result<Rc<colcrypt_core::KeyRing>, String> {
+    /// The ring of a value, and the digest of its text.
+    fn parse_setting(&mut self, text: &CStr) -> Result<(Rc<KeyRing>, [u8; 32]), String> {
         let text = SecretText::from_source(text.to_bytes().to_vec());
         let text = text.map_err(|error| error.to_string())?;
-        self.parsed.parse(&text).map_err(|error| error.to_string())
+        let ring = self
+            .parsed
+            .parse(&text)
+            .map_err(|error| error.to_string())?;
+        Ok((ring, text.digest()))
     }
 
     fn assign_server(&mut self, setting: ServerSetting) {

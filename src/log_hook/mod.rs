@@ -55,19 +55,13 @@ unsafe extern "C-unwind" fn on_message(message: *mut pg_sys::ErrorData) {
     let cleaned = catch_unwind(AssertUnwindSafe(|| unsafe { clean(data) }));
     if cleaned.is_err() {
         // Better nothing in the log than a secret.
-        data.hide_stmt = true;
-        data.hide_ctx = true;
-        data.detail_log = REDACTED_TEXT.as_ptr().cast_mut();
+        data.output_to_server = false;
     }
     if let Some(next) = NEXT.get() {
         // SAFETY: as PostgreSQL calls hooks.
         unsafe { next(message) };
     }
 }
-
-/// [`REDACTED`], as a string that PostgreSQL never frees: not of an error that it is
-/// just reporting.
-const REDACTED_TEXT: &CStr = c"********";
 
 /// # Safety
 /// The strings are NUL-terminated or null.
@@ -78,6 +72,8 @@ unsafe fn clean(data: &mut pg_sys::ErrorData) {
         if function == OURS {
             data.hide_stmt = true;
             data.hide_ctx = true;
+            data.internalquery = core::ptr::null_mut();
+            data.internalpos = 0;
         }
         if COPIES_IN.get() {
             data.hide_ctx = true;
@@ -87,11 +83,11 @@ unsafe fn clean(data: &mut pg_sys::ErrorData) {
         {
             data.hint = TOO_LARGE_HINT.as_ptr().cast_mut();
         }
-        if function != OURS {
-            hide_keys(data);
-            if let Some(detail) = row_values::hide(data) {
-                data.detail_log = copy(data, &detail);
-            }
+        hide_keys(data);
+        if function != OURS
+            && let Some(detail) = row_values::hide(data)
+        {
+            data.detail_log = copy(data, &detail);
         }
     }
 }
@@ -101,17 +97,36 @@ unsafe fn clean(data: &mut pg_sys::ErrorData) {
 unsafe fn hide_keys(data: &mut pg_sys::ErrorData) {
     // SAFETY: by the caller's word; the statement is NUL-terminated or null.
     unsafe {
-        let statement = shown(pg_sys::debug_query_string);
-        if !data.hide_stmt && redact(&statement).is_some() {
-            data.hide_stmt = true;
-        }
+        // Looked at once, and only if something depends on it.
+        let shows_statement =
+            !data.hide_stmt && is_logged_at(data.elevel, pg_sys::log_min_error_statement);
+        let has_more = !data.detail.is_null() || !data.context.is_null();
+        let statement = if shows_statement || has_more {
+            shown(pg_sys::debug_query_string)
+        } else {
+            "".into()
+        };
         let texts = [data.message, data.detail, data.context];
         let sets = sets_key(&statement) || texts.iter().any(|text| sets_key(&shown(*text)));
+        let has_key = sets || (shows_statement && redact(&statement).is_some());
+        if has_key {
+            data.hide_stmt = true;
+        }
+        if has_key && data.sqlerrcode == PgSqlErrorCode::ERRCODE_SYNTAX_ERROR as i32 {
+            // It quotes a part of the statement, perhaps of the key.
+            data.message = copy(data, "syntax error in a statement with key material");
+        }
         if sets {
-            // Parameters are in details and contexts, parse trees in details.
+            // Parameters are in details and contexts, parse trees in details, and in what
+            // is logged of an EXECUTE.
             data.hide_ctx = true;
+            if sets_key(&shown(data.detail)) {
+                let message = shown(data.message);
+                let end = message.find(['\'', '$']).unwrap_or(message.len());
+                data.message = copy(data, &format!("{} {REDACTED}", &message[..end]));
+            }
             if !data.detail.is_null() && data.elevel < PgLogLevel::WARNING as i32 {
-                data.detail_log = REDACTED_TEXT.as_ptr().cast_mut();
+                data.detail_log = copy(data, REDACTED);
             }
         }
         let cleaned = |place: *mut c_char| redact(&shown(place));
@@ -135,6 +150,19 @@ unsafe fn hide_keys(data: &mut pg_sys::ErrorData) {
     }
 }
 
+/// Whether a message of a level is above a threshold for the log
+/// (`is_log_level_output()` of elog.c).
+fn is_logged_at(level: i32, threshold: i32) -> bool {
+    let log = PgLogLevel::LOG as i32;
+    if level == log || level == PgLogLevel::LOG_SERVER_ONLY as i32 {
+        threshold == log || threshold <= PgLogLevel::ERROR as i32
+    } else if threshold == log {
+        level >= PgLogLevel::FATAL as i32
+    } else {
+        level >= threshold
+    }
+}
+
 /// # Safety
 /// `place` is null, or NUL-terminated for as long as the result is used.
 unsafe fn text<'a>(place: *const c_char) -> Option<&'a [u8]> {
@@ -151,12 +179,12 @@ unsafe fn shown<'a>(place: *const c_char) -> std::borrow::Cow<'a, str> {
     String::from_utf8_lossy(unsafe { text(place) }.unwrap_or_default())
 }
 
-/// A copy that lives as long as the message; [`REDACTED`] if there is no memory.
+/// A copy that PostgreSQL frees with the message. Without memory the message is not
+/// logged.
 ///
 /// # Safety
 /// The message's context is a memory context.
-unsafe fn copy(data: &pg_sys::ErrorData, text: &str) -> *mut c_char {
-    debug_assert_eq!(REDACTED_TEXT.to_bytes(), REDACTED.as_bytes());
+unsafe fn copy(data: &mut pg_sys::ErrorData, text: &str) -> *mut c_char {
     // SAFETY: room for the text and its end, or null; without memory no error is
     // raised, and a log line has less than 1 GB.
     unsafe {
@@ -164,7 +192,8 @@ unsafe fn copy(data: &pg_sys::ErrorData, text: &str) -> *mut c_char {
         let place: *mut c_char =
             pg_sys::MemoryContextAllocExtended(data.assoc_context, text.len() + 1, flags).cast();
         if place.is_null() {
-            return REDACTED_TEXT.as_ptr().cast_mut();
+            data.output_to_server = false;
+            return place;
         }
         core::ptr::copy_nonoverlapping(text.as_ptr().cast(), place, text.len());
         *place.add(text.len()) = 0;

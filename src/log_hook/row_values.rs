@@ -22,32 +22,43 @@ pub(super) unsafe fn hide(data: &pg_sys::ErrorData) -> Option<String> {
         return None;
     }
     // SAFETY: by the caller's word; asks for the state of this backend.
-    let (detail, in_transaction) = unsafe { (shown(data.detail), pg_sys::IsTransactionState()) };
-    let (before, columns) = parse(&detail)?;
-    if in_transaction {
-        // SAFETY: as above.
-        let table = unsafe { find_table(data.schema_name, data.table_name) };
-        if let Some(table) = table {
-            let hidden = match &columns {
-                Some(columns) => columns
-                    .iter()
-                    .any(|column| relations::may_be_encrypted(table, column)),
-                None => relations::has_encrypted_column(table),
-            };
-            if !hidden {
+    let (detail, table) = unsafe {
+        let in_transaction = pg_sys::IsTransactionState();
+        let table = || find_table(data.schema_name, data.table_name);
+        (shown(data.detail), in_transaction.then(table).flatten())
+    };
+    let parsed = parse(&detail);
+    match (table, &parsed) {
+        (Some(table), _) if !relations::has_encrypted_column(table) => return None,
+        // What is said of a foreign key may be about the columns of either table.
+        (Some(table), Some((_, Some(columns)))) if data.sqlerrcode != FOREIGN_KEY => {
+            let may_be_encrypted = |column: &&str| relations::may_be_encrypted(table, column);
+            if !columns.iter().any(may_be_encrypted) {
                 return None;
             }
         }
+        (Some(_), _) => {}
+        // A view's CHECK OPTION does not say of which table; what is not told by
+        // PostgreSQL but by somebody's RAISE is left alone.
+        (None, Some((_, None))) => {}
+        (None, _) if data.sqlerrcode == CHECK_OPTION => {}
+        (None, _) => return None,
     }
-    Some(format!("{before}({REDACTED})."))
+    Some(match parsed {
+        Some((before, _)) => format!("{before}({REDACTED})."),
+        // In another language, perhaps.
+        None => REDACTED.to_owned(),
+    })
 }
 
+const CHECK_OPTION: i32 = PgSqlErrorCode::ERRCODE_WITH_CHECK_OPTION_VIOLATION as i32;
+const FOREIGN_KEY: i32 = PgSqlErrorCode::ERRCODE_FOREIGN_KEY_VIOLATION as i32;
+
 /// Whether an error is of a row that violates something: class 23, or a view's CHECK
-/// OPTION (`ERRCODE_TO_CATEGORY` of elog.h).
+/// OPTION (as elog.h tells classes).
 fn is_violation(code: i32) -> bool {
     const CATEGORY: i32 = (1 << 12) - 1;
     const INTEGRITY: i32 = PgSqlErrorCode::ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION as i32;
-    const CHECK_OPTION: i32 = PgSqlErrorCode::ERRCODE_WITH_CHECK_OPTION_VIOLATION as i32;
     code & CATEGORY == INTEGRITY & CATEGORY || code == CHECK_OPTION
 }
 

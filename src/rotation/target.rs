@@ -4,9 +4,9 @@ use core::ffi::{CStr, c_char};
 
 use pgrx::prelude::*;
 
-use crate::compat;
 use crate::error::Error;
 use crate::relations::{check_type, find_column, find_modifier, relation_kind, relation_name};
+use crate::{audit, compat};
 
 /// Locked tables with the column in each.
 pub(super) struct Target {
@@ -43,6 +43,9 @@ impl Target {
         check_kind(relation, &name)?;
         if !owned {
             return Err(Error::NotOwner { relation: name });
+        }
+        if audit::is_on() {
+            audit::add_relations([relation].into_iter());
         }
         let attribute = find_column(relation, column, &name)?;
         check_type(relation, attribute, column, &name, encrypted_text)?;

@@ -9,7 +9,7 @@ use pgrx::prelude::*;
 
 use crate::error::Error;
 use crate::gucs::{self, Access};
-use crate::relations::{encrypted_text, find_modifier, members};
+use crate::relations::{encrypted_text, find_modifier, holds_encrypted, members};
 use crate::tally::{self, Operation};
 use crate::{access, compat, managed_keys};
 
@@ -133,46 +133,7 @@ impl Search {
                 // A column without a key of its own may hold values under any.
                 return self.all || modifier < 0 || self.is_refused(modifier);
             }
-            self.holds_encrypted(base, 0)
-        }
-    }
-
-    /// Whether values of a type hold encrypted ones.
-    ///
-    /// # Safety
-    /// In a transaction.
-    unsafe fn holds_encrypted(&self, type_oid: pg_sys::Oid, depth: u8) -> bool {
-        // SAFETY: catalog look-ups; the relation is opened and closed again.
-        unsafe {
-            let type_oid = pg_sys::getBaseType(type_oid);
-            if type_oid == self.encrypted_text || depth > 8 {
-                return true;
-            }
-            let element = pg_sys::get_element_type(type_oid);
-            if element != pg_sys::InvalidOid {
-                return self.holds_encrypted(element, depth + 1);
-            }
-            let subtype = pg_sys::get_range_subtype(type_oid);
-            if subtype != pg_sys::InvalidOid {
-                return self.holds_encrypted(subtype, depth + 1);
-            }
-            let class = pg_sys::get_typ_typrelid(type_oid);
-            if class == pg_sys::InvalidOid {
-                return false;
-            }
-            let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-            let relation = pg_sys::relation_open(class, lock);
-            let descriptor = (*relation).rd_att;
-            let members = (*descriptor).attrs.as_slice((*descriptor).natts as usize);
-            let members: Vec<_> = members
-                .iter()
-                .filter(|member| !member.attisdropped)
-                .map(|member| member.atttypid)
-                .collect();
-            pg_sys::relation_close(relation, lock);
-            members
-                .into_iter()
-                .any(|member| self.holds_encrypted(member, depth + 1))
+            holds_encrypted(base)
         }
     }
 

@@ -7,55 +7,50 @@ use regex_lite::Regex;
 /// What stands in its place.
 pub const REDACTED: &str = "********";
 
-/// The name of the setting `colcrypt.key` where it gets a value: what follows is
-/// ring text.
+/// The name of the setting `colcrypt.key` where it gets a value, in SQL and elsewhere:
+/// what follows is ring text.
 static SETTING: LazyLock<Regex> = LazyLock::new(|| {
-    let name = r#"(?:(?:colcrypt|"colcrypt")\s*\.\s*(?:key|"key")|"?colcrypt\.key")"#;
-    regex(
-        &[
-            // SET [SESSION | LOCAL] …, ALTER SYSTEM SET …; "parameter … changed to …"
-            r"(?i)(?:\b(?:set|session|local|parameter)\s+",
-            // PGOPTIONS
-            r"|-c\s*|--)",
-            name,
-            r"\s*(?:=|:|to\b|changed\b)",
-            // set_config('colcrypt.key', …), and as a parameter
-            r"|'\s*",
-            name,
-            r"\s*'\s*(?:,|\)|:|$)",
-        ]
-        .concat(),
-    )
+    let space = r"(?:\s|/\*.*?\*/|--[^\n]*\n)";
+    let name =
+        format!(r#"(?:(?:colcrypt|"colcrypt"){space}*\.{space}*(?:key|"key")|"?colcrypt\.key")"#);
+    regex(&format!(
+        // SET [SESSION | LOCAL] …, ALTER SYSTEM SET …; "parameter … changed to …"; PGOPTIONS
+        r"(?is)(?:\b(?:set|session|local|parameter){space}+|-c\s*|--){name}{space}*(?:=|:|to\b|changed\b)"
+    ))
 });
 
-/// The beginning of a passphrase of ring text. It may hold anything.
-static PASSPHRASE: LazyLock<Regex> = LazyLock::new(|| regex(r"(?i)passphrase:"));
-
-/// 32 bytes in base64, base64url or hex digits.
-static KEY: LazyLock<Regex> = LazyLock::new(|| regex(r"(?i)[a-z0-9+/_-]{43,}=|[0-9a-f]{64,}"));
+/// The name as a text of SQL: a parameter of `set_config()`, or a row of `pg_settings`.
+static NAME: LazyLock<Regex> = LazyLock::new(|| regex(r"(?i)['$]\s*colcrypt\.key\s*['$]"));
 
 fn regex(text: &str) -> Regex {
     Regex::new(text).expect("a valid expression")
 }
 
+/// How far around a mention of the extension its setting is looked for, in bytes: the
+/// expressions take long.
+const NEAR: usize = 200;
+/// Most mentions that are looked at.
+const MOST_MENTIONS: usize = 100;
+/// Fewest hex digits that are taken for a key: one that PostgreSQL has truncated to the
+/// length of an identifier is one.
+const HEX: usize = 60;
+/// Characters of 32 bytes in base64, before the padding.
+const BASE64: usize = 43;
+
 /// `text` without what may be key material, if there is any in it: what follows the
 /// name of the setting `colcrypt.key` where it is set, what follows `passphrase:`,
 /// and whatever looks like a key.
 pub fn redact(text: &str) -> Option<String> {
-    // The expressions take long, and most texts are neither.
-    if !mentions(text, "colcrypt") && !mentions(text, "passphrase:") && !has_long_word(text) {
-        return None;
-    }
-    let ends = [SETTING.find(text), PASSPHRASE.find(text)];
-    let end = ends.iter().flatten().map(regex_lite::Match::end).min();
-    // Our own messages say "passphrase:…".
-    let end = end.filter(|end| !text[*end..].starts_with('…'));
+    let end = [end_of_setting(text), end_of_passphrase(text)]
+        .into_iter()
+        .flatten()
+        .min();
     let kept = &text[..end.unwrap_or(text.len())];
-    let clean = KEY.replace_all(kept, REDACTED);
-    if end.is_none() && clean == kept {
+    let clean = without_keys(kept);
+    if end.is_none() && clean.is_none() {
         return None;
     }
-    let mut clean = clean.into_owned();
+    let mut clean = clean.unwrap_or_else(|| kept.to_owned());
     if end.is_some() {
         clean.push(' ');
         clean.push_str(REDACTED);
@@ -66,21 +61,90 @@ pub fn redact(text: &str) -> Option<String> {
 /// Whether a text sets `colcrypt.key`: the parameters of a statement that does are
 /// key material, whatever they look like.
 pub fn sets_key(text: &str) -> bool {
-    mentions(text, "colcrypt") && SETTING.is_match(text)
+    end_of_setting(text).is_some()
 }
 
-/// Whether `word` is in a text, in upper or lower case.
-fn mentions(text: &str, word: &str) -> bool {
+/// Where what can be shown ends, if the setting is set.
+fn end_of_setting(text: &str) -> Option<usize> {
+    for (count, at) in mentions(text, "colcrypt").enumerate() {
+        if count == MOST_MENTIONS {
+            return Some(at);
+        }
+        let start = text.floor_char_boundary(at.saturating_sub(NEAR));
+        let end = text.ceil_char_boundary((at + NEAR).min(text.len()));
+        let near = &text[start..end];
+        if let Some(found) = SETTING.find(near) {
+            return Some(start + found.end());
+        }
+        if NAME.is_match(near) {
+            // The value may stand before the name.
+            return text.find(['\'', '$']);
+        }
+    }
+    None
+}
+
+fn end_of_passphrase(text: &str) -> Option<usize> {
+    const PREFIX: &str = "passphrase:";
+    mentions(text, PREFIX)
+        .map(|at| at + PREFIX.len())
+        // Our own messages say "passphrase:…".
+        .find(|end| !text[*end..].starts_with('…'))
+}
+
+/// The places where `word` stands, in upper or lower case.
+fn mentions<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     let (text, word) = (text.as_bytes(), word.as_bytes());
     let first = word[0];
-    text.windows(word.len())
-        .any(|part| part[0] | 0x20 == first && part.eq_ignore_ascii_case(word))
+    let parts = text.windows(word.len()).enumerate();
+    parts
+        .filter(move |(_, part)| part[0] | 0x20 == first && part.eq_ignore_ascii_case(word))
+        .map(|(at, _)| at)
 }
 
-/// Whether there is a word as long as a key.
-fn has_long_word(text: &str) -> bool {
-    let is_other = |byte: &u8| !(byte.is_ascii_alphanumeric() || b"+/_-".contains(byte));
-    text.as_bytes().split(is_other).any(|word| word.len() >= 43)
+/// `text` without what looks like a key, if there is any.
+fn without_keys(text: &str) -> Option<String> {
+    let is_base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/_-".contains(&byte);
+    let bytes = text.as_bytes();
+    let (mut clean, mut done) = (String::new(), 0);
+    let mut start = 0;
+    while start < bytes.len() {
+        if !is_base64(bytes[start]) {
+            start += 1;
+            continue;
+        }
+        let len = bytes[start..]
+            .iter()
+            .take_while(|byte| is_base64(**byte))
+            .count();
+        let end = start + len;
+        let key = if len >= BASE64 && bytes.get(end) == Some(&b'=') {
+            Some((start, end + 1))
+        } else {
+            hex_run(&bytes[start..end]).map(|(from, to)| (start + from, start + to))
+        };
+        if let Some((from, to)) = key {
+            clean.push_str(&text[done..from]);
+            clean.push_str(REDACTED);
+            done = to;
+        }
+        start = key.map_or(end, |(_, to)| to);
+    }
+    (done > 0).then(|| clean + &text[done..])
+}
+
+/// The first run of hex digits in a word that is as long as a key.
+fn hex_run(word: &[u8]) -> Option<(usize, usize)> {
+    let mut start = 0;
+    for (at, byte) in word.iter().chain([&b' ']).enumerate() {
+        if !byte.is_ascii_hexdigit() {
+            if at - start >= HEX {
+                return Some((start, at));
+            }
+            start = at + 1;
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -91,7 +155,10 @@ mod tests {
     const HEX: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1F";
 
     /// Each with the place where the key stands.
-    const STATEMENTS: [&str; 18] = [
+    const STATEMENTS: [&str; 21] = [
+        "SET /* my */ colcrypt . -- own\n key = '{}'",
+        "SELECT set_config($$colcrypt.key$$, '{}', true)",
+        "UPDATE pg_settings SET setting = '{}' WHERE name = 'colcrypt.key'",
         "SET colcrypt.key = '{}'",
         "set session colcrypt.key to '{}', DEFAULT",
         "SET LOCAL \"colcrypt\" . \"key\"='{}'",
@@ -127,6 +194,7 @@ mod tests {
                 let before = &statement[..statement.find("{}").expect("a place")];
                 assert!(clean.len() <= before.len() + 1 + REDACTED.len(), "{clean}");
                 assert!(before.starts_with(clean.trim_end_matches(REDACTED).trim_end()));
+                assert!(sets_key(&text) || statement.contains("passphrase"));
             }
         }
     }
@@ -143,6 +211,29 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_was_truncated_to_an_identifier_is_hidden() {
+        let text = format!("identifier will be truncated to \"{}\"", &HEX[..63]);
+        assert!(redact(&text).is_some_and(|clean| !clean.contains("0001")));
+    }
+
+    #[test]
+    fn long_texts_take_no_long() {
+        let started = std::time::Instant::now();
+        for text in [
+            "colcrypt.",
+            "QdjQ/A0_-",
+            "SET colcrypt ",
+            "passphrase ",
+            "0f",
+            "é",
+        ] {
+            let long = text.repeat(2_000_000 / text.len());
+            let _ = (redact(&long), sets_key(&long));
+        }
+        assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+    }
+
+    #[test]
     fn all_else_is_left_alone() {
         for text in [
             "",
@@ -155,6 +246,7 @@ mod tests {
             "colcrypt:v1:AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyAhIiMkJSYnKCkq",
             "key 1: neither base64, nor passphrase:…",
             "a=b==c, grün, 中文",
+            "da39a3ee5e6b4b0d3255bfef95601890afd80709 and so on",
         ] {
             assert_eq!(redact(text), None, "{text}");
         }

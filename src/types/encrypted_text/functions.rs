@@ -7,6 +7,7 @@ use pgrx::prelude::*;
 use super::{EncryptedText, EncryptedTextBuf, Text, TextBuf};
 use crate::error::{Error, Wire};
 use crate::sealing::{NO_MODIFIER, Sealer};
+use crate::tally::{self, Operation};
 use crate::types::datum::Output;
 use crate::{access, keyring, sealing};
 
@@ -21,7 +22,9 @@ fn encrypted_text_encrypt_under(
     text: Text<'_>,
     key: &core::ffi::CStr,
 ) -> Result<EncryptedTextBuf, ErrorReport> {
-    let sealer = Sealer::named(&key.to_string_lossy())?;
+    let sealer = Sealer::named(&key.to_string_lossy());
+    let sealer =
+        sealer.inspect_err(|error| tally::count_failure(Operation::Encrypt, None, error))?;
     Ok(sealing::take_in_under(&text, Wire::Text, || Ok(sealer))?)
 }
 

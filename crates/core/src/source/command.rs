@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
 use zeroize::Zeroizing;
 
 use super::{MAX_RING_TEXT, SourceError};
@@ -30,17 +30,24 @@ pub struct CommandOutput {
 }
 
 /// Runs `command` by `/bin/sh` and takes what it prints, at most [`MAX_RING_TEXT`]
-/// bytes within `timeout`. It must end with exit status 0. Else it is killed, with
-/// the processes that it has started.
+/// bytes within `timeout`. It must end with exit status 0. Nothing that it has started
+/// in its process group outlives it.
 ///
-/// `prepare` may add to how it is started.
+/// `prepare` may add to how it is started; where `give_up` says so, it is not waited
+/// for any more.
 pub fn run_key_command(
     command: &str,
     timeout: Duration,
     prepare: impl FnOnce(&mut Command),
+    give_up: impl Fn() -> bool,
 ) -> CommandOutput {
     let mut messages = Vec::new();
-    let text = run(command, timeout, prepare, &mut messages);
+    let text = run(command, timeout, prepare, give_up, &mut messages);
+    if messages.len() == MAX_MESSAGES {
+        // Half a key would not be known for one.
+        let end = messages.iter().rposition(u8::is_ascii_whitespace);
+        messages.truncate(end.unwrap_or(0));
+    }
     CommandOutput {
         text,
         messages: String::from_utf8_lossy(&messages).into_owned(),
@@ -51,6 +58,7 @@ fn run(
     command: &str,
     timeout: Duration,
     prepare: impl FnOnce(&mut Command),
+    give_up: impl Fn() -> bool,
     messages: &mut Vec<u8>,
 ) -> Result<SecretText, SourceError> {
     let mut shell = Command::new("/bin/sh");
@@ -62,25 +70,33 @@ fn run(
         .process_group(0);
     prepare(&mut shell);
     let mut child = shell.spawn()?;
-    let text = read(&mut child, timeout, messages);
-    if text.is_err() {
-        kill(&mut child);
-    }
+    let text = read(&mut child, timeout, give_up, messages);
+    end(&mut child);
     text
 }
 
-/// The command, and whatever it has started.
-fn kill(child: &mut Child) {
-    // It may be gone already.
-    if let Some(group) = Pid::from_raw(child.id().cast_signed()) {
-        let _ = kill_process_group(group, Signal::KILL);
+/// Kills what is left of the command and of whatever it has started, and waits for
+/// it: who is process 1, as in a container, or a subreaper inherits it, and PostgreSQL
+/// takes a child that it does not know for a backend that has crashed.
+fn end(child: &mut Child) {
+    let Some(group) = Pid::from_raw(child.id().cast_signed()) else {
+        return;
+    };
+    let deadline = Instant::now() + Duration::from_secs(1);
+    // Until there is no such group; a process that was killed is one of it until it was
+    // waited for.
+    while kill_process_group(group, Signal::KILL).is_ok() && Instant::now() < deadline {
+        let _ = child.try_wait();
+        while let Ok(Some(_)) = waitpgid(group, WaitOptions::NOHANG) {}
+        std::thread::sleep(Duration::from_millis(1));
     }
-    let _ = child.wait();
+    let _ = child.try_wait();
 }
 
 fn read(
     child: &mut Child,
     timeout: Duration,
+    give_up: impl Fn() -> bool,
     messages: &mut Vec<u8>,
 ) -> Result<SecretText, SourceError> {
     let deadline = Instant::now() + timeout;
@@ -120,6 +136,9 @@ fn read(
         }
         if Instant::now() > deadline {
             return Err(SourceError::Timeout(timeout));
+        }
+        if give_up() {
+            return Err(SourceError::GivenUp);
         }
     }
 }
@@ -196,7 +215,7 @@ mod tests {
     use super::*;
 
     fn run(command: &str) -> CommandOutput {
-        run_key_command(command, Duration::from_secs(10), |_| {})
+        run_key_command(command, Duration::from_secs(10), |_| {}, || false)
     }
 
     #[test]
@@ -223,13 +242,13 @@ mod tests {
     fn one_that_hangs_is_killed_with_all_that_it_started() {
         let started = Instant::now();
         let command = "sleep 1000 & echo $!; sleep 1000";
-        let output = run_key_command(command, Duration::from_millis(300), |_| {});
+        let output = run_key_command(command, Duration::from_millis(300), |_| {}, || false);
         assert!(matches!(output.text, Err(SourceError::Timeout(_))));
         assert!(started.elapsed() < Duration::from_secs(5));
         let folder = tempfile::tempdir().expect("a folder");
         let pid = folder.path().join("pid");
         let command = format!("sleep 1000 & echo $! > {}; wait", pid.display());
-        let output = run_key_command(&command, Duration::from_millis(500), |_| {});
+        let output = run_key_command(&command, Duration::from_millis(500), |_| {}, || false);
         assert!(matches!(output.text, Err(SourceError::Timeout(_))));
         let pid = std::fs::read_to_string(pid).expect("started");
         let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
@@ -268,7 +287,24 @@ mod tests {
     fn messages_are_cut_off_and_do_not_block() {
         let output = run("yes why | head -c 1000000 >&2; echo key");
         assert_eq!(output.text.expect("printed").expose(), "key\n");
-        assert_eq!(output.messages.len(), MAX_MESSAGES);
+        assert_eq!(output.messages.len(), MAX_MESSAGES - 1);
+    }
+
+    #[test]
+    fn a_message_that_is_cut_off_loses_its_last_word() {
+        let output = run("head -c 4090 /dev/zero | tr '\\0' '#' >&2; echo ' a-long-word' >&2");
+        assert_eq!(output.messages.len(), 4090);
+        let output = run("head -c 5000 /dev/zero | tr '\\0' '#' >&2");
+        assert_eq!(output.messages, "");
+    }
+
+    #[test]
+    fn one_that_is_given_up_is_not_waited_for() {
+        let started = Instant::now();
+        let timeout = Duration::from_secs(100);
+        let output = run_key_command("sleep 1000", timeout, |_| {}, || true);
+        assert!(matches!(output.text, Err(SourceError::GivenUp)));
+        assert!(started.elapsed() < Duration::from_secs(5));
     }
 
     #[test]

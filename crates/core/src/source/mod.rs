@@ -44,6 +44,9 @@ pub enum SourceError {
     /// A command did not come to its end in time.
     #[error("it did not end within {} seconds", .0.as_secs())]
     Timeout(Duration),
+    /// A command was not waited for, because the server stops.
+    #[error("it was given up")]
+    GivenUp,
     /// A command failed.
     #[error("it failed with {0}")]
     Exit(ExitStatus),
