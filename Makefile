@@ -78,7 +78,7 @@ lint: ## check format and style
 
 test-core: ## run the core's tests, which need no PostgreSQL
 	@echo "== core tests"
-	cargo test --release -p colcrypt-core -- --include-ignored
+	cargo test --release -p colcrypt-memory -p colcrypt-core -- --include-ignored
 
 test-server: ## run the tests inside the server; leaves a test build installed
 	@echo "== in-server tests"

@@ -38,8 +38,6 @@ pytestmark = [
 PRELOAD: dict[str, Setting] = {"shared_preload_libraries": "colcrypt"}
 SUITES = ["xaes-256-gcm", "aes-256-gcm", "fernet", "envelope"]
 PT_LOAD = 1
-# Fernet has tests of its own, for it leaves a half of the key on the stack.
-WIPED = [suite for suite in SUITES if suite != "fernet"]
 # What is derived of a key for good.
 DERIVED = ["xaes-256-gcm", "aes-256-gcm", "envelope", "wrap", "aes-256-cmac"]
 USE_KEY = "SELECT set_config('colcrypt.key', %s, false)"
@@ -182,7 +180,7 @@ def use_everything(session: psycopg.Connection) -> None:
     suffix = secrets.token_hex(4)
     session.execute(f"CREATE SCHEMA s{suffix}; SET search_path = s{suffix}, public")
     session.execute("CREATE TABLE t (n serial, secret encrypted_text)")
-    for suite in WIPED:
+    for suite in SUITES:
         session.execute(f"SET colcrypt.algorithm = '{suite}'")
         session.execute(
             "INSERT INTO t (secret) SELECT %s || i FROM generate_series(1, 30) i",
@@ -192,7 +190,7 @@ def use_everything(session: psycopg.Connection) -> None:
     session.execute("CREATE INDEX ON t (secret); CREATE INDEX ON t USING hash (secret)")
     session.execute("SET enable_seqscan = off")
     found = fetch(session, "SELECT count(*) FROM t WHERE secret = %s", "value7")
-    assert found == len(WIPED)
+    assert found == len(SUITES)
     session.execute("SET enable_seqscan = on")
     session.execute("SELECT secret, count(*) FROM t GROUP BY 1 ORDER BY secret::text")
     session.execute("SELECT count(DISTINCT secret) FROM t")
@@ -436,7 +434,7 @@ def test_a_key_of_the_session_is_wiped_when_it_is_dropped(
         if drop == "ROLLBACK":
             session.execute("BEGIN")
         session.execute(USE_KEY, [own])
-        for suite in WIPED:
+        for suite in SUITES:
             session.execute(f"SET colcrypt.algorithm = '{suite}'")
             session.execute("SELECT encrypt('x')::text")
         pid = session.info.backend_pid
@@ -458,10 +456,6 @@ def test_core_files_hold_no_key_of_an_envelope(
         assert_no_key(session.info.backend_pid, tmp_path, data_key)
 
 
-FERNET = "each use of Fernet leaves its AES key on the stack, and makes it on the heap"
-
-
-@pytest.mark.xfail(strict=True, reason=FERNET)
 def test_a_key_that_fernet_was_used_with_is_wiped(make_cluster: MakeCluster) -> None:
     cluster = make_server(make_cluster, "key_file", new_key())
     own = new_key()
@@ -474,15 +468,7 @@ def test_a_key_that_fernet_was_used_with_is_wiped(make_cluster: MakeCluster) -> 
         assert gone(session.info.backend_pid, raw(own), text=False) == []
 
 
-@pytest.mark.parametrize(
-    "suite",
-    [
-        pytest.param(suite, marks=pytest.mark.xfail(strict=True, reason=FERNET))
-        if suite == "fernet"
-        else suite
-        for suite in SUITES
-    ],
-)
+@pytest.mark.parametrize("suite", SUITES)
 def test_registers_and_stack_hold_no_part_of_a_key_that_was_just_used(
     make_cluster: MakeCluster, tmp_path: Path, suite: str
 ) -> None:

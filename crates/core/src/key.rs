@@ -8,7 +8,7 @@ use colcrypt_memory::Guarded;
 
 use crate::aead::Aes256Gcm;
 use crate::kdf;
-use crate::secret::{SecretKey, guard};
+use crate::secret::{SecretKey, guard, wipe_freed};
 use crate::suites::{Suite, xaes_256_gcm::Xaes256Gcm};
 
 /// The fingerprint of a key: 4 bytes, shown as 8 hex digits. Stored values name
@@ -44,6 +44,9 @@ impl fmt::Debug for KeyId {
         write!(f, "KeyId({self})")
     }
 }
+
+/// Characters of a Fernet key, less the padding.
+const FERNET_KEY_TEXT: usize = 43;
 
 /// A 32-byte key: a key of the ring or a data key. Subkeys and cipher schedules
 /// are made when first needed and kept.
@@ -105,10 +108,14 @@ impl Key {
     /// Fernet takes the 32 bytes as they are: it must interoperate.
     pub(crate) fn fernet(&self) -> &fernet::Fernet {
         self.fernet.get_or_init(|| {
-            guard(|| {
+            let fernet = guard(|| {
                 fernet::Fernet::new(self.secret.to_base64url().expose())
                     .expect("a Fernet key is 32 bytes in base64url")
-            })
+            });
+            // The crate decodes the key into memory of its own: as much as base64
+            // without padding may hold.
+            wipe_freed(FERNET_KEY_TEXT.div_ceil(4) * 3);
+            fernet
         })
     }
 

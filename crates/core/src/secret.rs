@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use colcrypt_memory::Guarded;
+use colcrypt_memory::{Guarded, clear_vector_registers};
 use sha2::{Digest, Sha256};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -95,8 +95,8 @@ pub(crate) fn guard<T>(make: impl FnOnce() -> T) -> Guarded<T> {
     without_traces(|| Guarded::new(make()))
 }
 
-/// Runs `work`, and wipes the part of the stack that it has used: what is made of a
-/// key is moved about there, and left behind.
+/// Runs `work`, and wipes the part of the stack that it has used, and the vector
+/// registers: what is made of a key is moved about there, and left behind.
 pub fn without_traces<T>(work: impl FnOnce() -> T) -> T {
     #[inline(never)]
     fn run<T>(work: impl FnOnce() -> T) -> T {
@@ -110,7 +110,22 @@ pub fn without_traces<T>(work: impl FnOnce() -> T) -> T {
     }
     let result = run(work);
     wipe();
+    clear_vector_registers();
     result
+}
+
+/// Overwrites what a library has freed of this size, a moment ago and without wiping
+/// it: an allocator gives out first what came back last.
+pub(crate) fn wipe_freed(len: usize) {
+    let room = |len| {
+        let mut room = Vec::with_capacity(len);
+        // Not zeros: zeroed memory is asked for in another way, and comes from elsewhere.
+        room.resize(len, 0xff_u8);
+        core::hint::black_box(room)
+    };
+    // What was at hand may have been one step larger than needed.
+    let rooms = |len| [(); 16].map(|()| room(len));
+    drop((rooms(len), rooms(len + 16)));
 }
 
 #[cfg(test)]

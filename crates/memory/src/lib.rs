@@ -8,6 +8,8 @@
 
 mod guarded;
 mod pages;
+mod registers;
 
 pub use guarded::{Guarded, is_locked, lock_again};
 pub use pages::shared_words;
+pub use registers::clear_vector_registers;
