@@ -382,7 +382,7 @@ def test_a_command_that_hangs_is_killed_after_half_a_minute(
         for future in futures:
             future.result(timeout=100)
     assert 29 < futures[0].result() < 45
-    assert sleepers(SECONDS) == []
+    wait_until(lambda: sleepers(SECONDS) == [], "the command's end", seconds=3)
     lenient.psql("CREATE EXTENSION colcrypt")
     reason = "colcrypt.key_command: it did not end within 30 seconds"
     assert reason in lenient.log()
@@ -653,7 +653,7 @@ def test_what_a_command_leaves_running_ends_with_it(commander: Cluster) -> None:
     assert time.monotonic() - began < 10
     commander.psql(ACCEPT)
     assert commander.psql(SEALED_UNDER) == key_id(key)
-    assert sleepers(f"{SECONDS}1") == []
+    wait_until(lambda: sleepers(f"{SECONDS}1") == [], "the command's end", seconds=3)
 
 
 def adopt_orphans() -> None:
@@ -1751,7 +1751,7 @@ def test_a_command_that_hangs_does_not_hold_up_a_shutdown(
     wait_until(lambda: "launcher" not in str(titles(cluster)), "the others' end")
     os.kill(worker, signal.SIGCONT)
     wait_until(lambda: not is_running(postmaster), "the shutdown", seconds=5)
-    assert hanging_processes() == []
+    wait_until(lambda: hanging_processes() == [], "the command's end", seconds=3)
     assert "database system is shut down" in cluster.log()
     # Nothing of it is left to keep the server from starting.
     script(cluster, f"echo {key}")
