@@ -139,8 +139,10 @@ class Cluster:
 
     def _keeps_ring(self) -> bool:
         """Whether a background worker reads the ring, and says so in the log."""
-        preloaded = str(self.settings.get("shared_preload_libraries", ""))
-        return "colcrypt" in preloaded and not self.settings.get("logging_collector")
+        if self.settings.get("logging_collector"):
+            return False
+        titles = map(command_line, children(self.postmaster_pid()))
+        return any("colcrypt key ring" in title for title in titles)
 
     def _count_reloaded_rings(self) -> int:
         return self.log().count("colcrypt: key ring ")

@@ -1751,7 +1751,6 @@ def test_a_command_that_hangs_does_not_hold_up_a_shutdown(
     wait_until(lambda: "launcher" not in str(titles(cluster)), "the others' end")
     os.kill(worker, signal.SIGCONT)
     wait_until(lambda: not is_running(postmaster), "the shutdown", seconds=5)
-    wait_until(lambda: hanging_processes() == [], "the command's end", seconds=3)
     assert "database system is shut down" in cluster.log()
     # Nothing of it is left to keep the server from starting.
     script(cluster, f"echo {key}")
