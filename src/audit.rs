@@ -8,6 +8,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::backend_local::BackendLocal;
+use crate::compat::HeldInterrupts;
 use crate::gucs::{self, AuditLog};
 use crate::tally::{Entry, Operation, Outcome};
 use crate::{encoding, relations};
@@ -106,7 +107,8 @@ fn who() -> Who {
 
 /// Logs what was done. Looks nothing up.
 pub(crate) fn log(entries: &[Entry]) {
-    let _held = Interrupts::hold();
+    // A cancel would leave the rest of the lines unwritten.
+    let _held = HeldInterrupts::hold();
     for entry in entries {
         if matches!(entry.outcome, Outcome::WrongKey | Outcome::Damaged) {
             write(failure(entry));
@@ -119,25 +121,6 @@ pub(crate) fn log(entries: &[Entry]) {
         if audited {
             write(audit(entry));
         }
-    }
-}
-
-/// A message ends with a look at pending interrupts: a cancel would leave the rest of
-/// the lines unwritten, by a jump.
-struct Interrupts;
-
-impl Interrupts {
-    fn hold() -> Self {
-        // SAFETY: this backend's own counter, as HOLD_INTERRUPTS() has it.
-        unsafe { pg_sys::InterruptHoldoffCount += 1 };
-        Self
-    }
-}
-
-impl Drop for Interrupts {
-    fn drop(&mut self) {
-        // SAFETY: as in `hold`.
-        unsafe { pg_sys::InterruptHoldoffCount -= 1 };
     }
 }
 

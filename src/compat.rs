@@ -25,18 +25,18 @@ mod raw {
             support: pg_sys::SortSupport,
         ) -> i32;
         // src/include/executor/executor.h
-        pub(super) fn standard_ExecutorRun(
+        pub(crate) fn standard_ExecutorRun(
             query: *mut pg_sys::QueryDesc,
             direction: pg_sys::ScanDirection::Type,
             count: u64,
             execute_once: bool,
         );
+        pub(crate) fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
         // src/include/utils/relfilenodemap.h
         pub(super) fn RelidByRelfilenode(tablespace: pg_sys::Oid, file: pg_sys::Oid)
         -> pg_sys::Oid;
-        pub(super) fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
         // src/include/tcop/utility.h
-        pub(super) fn standard_ProcessUtility(
+        pub(crate) fn standard_ProcessUtility(
             statement: *mut pg_sys::PlannedStmt,
             text: *const core::ffi::c_char,
             read_only: bool,
@@ -47,7 +47,7 @@ mod raw {
             completion: *mut pg_sys::QueryCompletion,
         );
         // src/include/optimizer/planner.h
-        pub(super) fn standard_planner(
+        pub(crate) fn standard_planner(
             query: *mut pg_sys::Query,
             text: *const core::ffi::c_char,
             options: i32,
@@ -177,76 +177,11 @@ pub(crate) fn compare_unsigned()
     raw::ssup_datum_unsigned_cmp
 }
 
-/// What PostgreSQL runs a query with, for a hook to pass on to. An error jumps
-/// over the caller's frame, which must have nothing to clean up.
-///
-/// # Safety
-/// As the executor asks.
-pub(crate) unsafe fn standard_executor_run(
-    query: *mut pg_sys::QueryDesc,
-    direction: pg_sys::ScanDirection::Type,
-    count: u64,
-    execute_once: bool,
-) {
-    // SAFETY: by the caller's word.
-    unsafe { raw::standard_ExecutorRun(query, direction, count, execute_once) };
-}
-
-/// What PostgreSQL finishes a query with, for a hook to pass on to. As
-/// [`standard_executor_run`].
-///
-/// # Safety
-/// As the executor asks.
-pub(crate) unsafe fn standard_executor_finish(query: *mut pg_sys::QueryDesc) {
-    // SAFETY: by the caller's word.
-    unsafe { raw::standard_ExecutorFinish(query) };
-}
-
-/// What PostgreSQL runs a statement with that is no query, for a hook to pass on to.
-/// As [`standard_executor_run`].
-///
-/// # Safety
-/// As PostgreSQL asks.
-#[expect(clippy::too_many_arguments, reason = "PostgreSQL's own")]
-pub(crate) unsafe fn standard_process_utility(
-    statement: *mut pg_sys::PlannedStmt,
-    text: *const core::ffi::c_char,
-    read_only: bool,
-    context: pg_sys::ProcessUtilityContext::Type,
-    parameters: pg_sys::ParamListInfo,
-    environment: *mut pg_sys::QueryEnvironment,
-    destination: *mut pg_sys::DestReceiver,
-    completion: *mut pg_sys::QueryCompletion,
-) {
-    // SAFETY: by the caller's word.
-    unsafe {
-        raw::standard_ProcessUtility(
-            statement,
-            text,
-            read_only,
-            context,
-            parameters,
-            environment,
-            destination,
-            completion,
-        );
-    }
-}
-
-/// What PostgreSQL plans a query with, for a hook to pass on to. As
-/// [`standard_executor_run`].
-///
-/// # Safety
-/// As the planner asks.
-pub(crate) unsafe fn standard_planner(
-    query: *mut pg_sys::Query,
-    text: *const core::ffi::c_char,
-    options: i32,
-    parameters: pg_sys::ParamListInfo,
-) -> *mut pg_sys::PlannedStmt {
-    // SAFETY: by the caller's word.
-    unsafe { raw::standard_planner(query, text, options, parameters) }
-}
+/// What PostgreSQL itself plans and runs statements with, for hooks to pass on to. An
+/// error jumps over the caller's frame, which must have nothing to clean up.
+pub(crate) use raw::{
+    standard_ExecutorFinish, standard_ExecutorRun, standard_ProcessUtility, standard_planner,
+};
 
 /// Looks at a node of a tree, and says whether to stop.
 pub(crate) type Walker<T> = unsafe extern "C-unwind" fn(*mut T, *mut core::ffi::c_void) -> bool;
@@ -401,5 +336,24 @@ pub(crate) fn relation_owner(oid: pg_sys::Oid) -> pg_sys::Oid {
         let owner = (*class).relowner;
         pg_sys::ReleaseSysCache(tuple);
         owner
+    }
+}
+
+/// Keeps interrupts waiting until it is dropped. A message ends with a look at them,
+/// which would leave the function that logs, and those above it, by a jump.
+pub(crate) struct HeldInterrupts(());
+
+impl HeldInterrupts {
+    pub(crate) fn hold() -> Self {
+        // SAFETY: this backend's own counter, as HOLD_INTERRUPTS() has it.
+        unsafe { pg_sys::InterruptHoldoffCount += 1 };
+        Self(())
+    }
+}
+
+impl Drop for HeldInterrupts {
+    fn drop(&mut self) {
+        // SAFETY: as in `hold`.
+        unsafe { pg_sys::InterruptHoldoffCount -= 1 };
     }
 }

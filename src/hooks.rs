@@ -65,10 +65,8 @@ unsafe extern "C-unwind" fn plan(
         if comparisons::is_watched() {
             comparisons::check_query(query);
         }
-        match NEXT.planner.get() {
-            Some(next) => next(query, text, options, parameters),
-            None => compat::standard_planner(query, text, options, parameters),
-        }
+        let next = NEXT.planner.get().unwrap_or(compat::standard_planner);
+        next(query, text, options, parameters)
     }
 }
 
@@ -91,15 +89,12 @@ unsafe extern "C-unwind" fn run(
             comparisons::check_plan((*query).planstate);
         }
         begin_query(query);
-        // After an error they stay too high until the transaction ends.
+        // After an error they stay too high until the (sub)transaction ends.
         DEPTH.set(DEPTH.get() + 1);
         NESTING.set(NESTING.get() + 1);
-        match NEXT.run.get() {
-            Some(next) => next(query, direction, count, execute_once),
-            None => compat::standard_executor_run(query, direction, count, execute_once),
-        }
+        let next = NEXT.run.get().unwrap_or(compat::standard_ExecutorRun);
+        next(query, direction, count, execute_once);
         DEPTH.set(DEPTH.get().saturating_sub(1));
-        NESTING.set(NESTING.get().saturating_sub(1));
         end_statement();
     }
 }
@@ -109,11 +104,8 @@ unsafe extern "C-unwind" fn finish(query: *mut pg_sys::QueryDesc) {
     // SAFETY: PostgreSQL passes a query that has run.
     unsafe {
         NESTING.set(NESTING.get() + 1);
-        match NEXT.finish.get() {
-            Some(next) => next(query),
-            None => compat::standard_executor_finish(query),
-        }
-        NESTING.set(NESTING.get().saturating_sub(1));
+        let next = NEXT.finish.get().unwrap_or(compat::standard_ExecutorFinish);
+        next(query);
         end_statement();
     }
 }
@@ -135,29 +127,20 @@ unsafe extern "C-unwind" fn utility(
         let copies = (*node).type_ == pg_sys::NodeTag::T_CopyStmt;
         begin_utility(node);
         NESTING.set(NESTING.get() + 1);
-        match NEXT.utility.get() {
-            Some(next) => next(
-                statement,
-                text,
-                read_only,
-                context,
-                parameters,
-                environment,
-                destination,
-                completion,
-            ),
-            None => compat::standard_process_utility(
-                statement,
-                text,
-                read_only,
-                context,
-                parameters,
-                environment,
-                destination,
-                completion,
-            ),
-        }
-        NESTING.set(NESTING.get().saturating_sub(1));
+        let next = NEXT
+            .utility
+            .get()
+            .unwrap_or(compat::standard_ProcessUtility);
+        next(
+            statement,
+            text,
+            read_only,
+            context,
+            parameters,
+            environment,
+            destination,
+            completion,
+        );
         if copies {
             log_hook::note_copy(false);
         }
@@ -197,6 +180,10 @@ unsafe extern "C-unwind" fn begin_utility(statement: *mut pg_sys::Node) {
     // SAFETY: the tag says what a node is. COPY locks the relation later; one that is
     // not there is no error here.
     unsafe {
+        let copies = (*statement).type_ == pg_sys::NodeTag::T_CopyStmt;
+        if !copies && !audit::is_on() {
+            return;
+        }
         let relation = match (*statement).type_ {
             pg_sys::NodeTag::T_CopyStmt => (*statement.cast::<pg_sys::CopyStmt>()).relation,
             pg_sys::NodeTag::T_IndexStmt => (*statement.cast::<pg_sys::IndexStmt>()).relation,
@@ -215,7 +202,7 @@ unsafe extern "C-unwind" fn begin_utility(statement: *mut pg_sys::Node) {
             pg_sys::RangeVarGetRelidExtended(relation, lock, missing_ok, None, none)
         });
         let oid = oid.filter(|oid| *oid != pg_sys::InvalidOid);
-        if (*statement).type_ == pg_sys::NodeTag::T_CopyStmt {
+        if copies {
             log_hook::note_copy(oid.is_some_and(relations::has_encrypted_column));
         }
         let looks_up = pg_sys::IsTransactionState() && !pg_sys::IsAbortedTransactionBlockState();
@@ -230,6 +217,7 @@ unsafe extern "C-unwind" fn begin_utility(statement: *mut pg_sys::Node) {
 
 #[pg_guard]
 unsafe extern "C-unwind" fn end_statement() {
+    NESTING.set(NESTING.get().saturating_sub(1));
     if NESTING.get() == 0 {
         tally::hand_on();
     }

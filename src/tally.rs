@@ -84,6 +84,12 @@ impl Entry {
             && self.suite == other.suite
             && self.outcome == other.outcome
     }
+
+    #[inline]
+    fn add(&mut self, other: &Self) {
+        self.calls += other.calls;
+        self.bytes += other.bytes;
+    }
 }
 
 /// Most kinds of values that are kept apart.
@@ -141,10 +147,7 @@ fn add(new: Entry) {
     let mut entries = TALLY.entries.borrow_mut();
     let last = &TALLY.last[new.operation as usize];
     match entries.get_mut(last.get()) {
-        Some(entry) if entry.is_same(&new) => {
-            entry.calls += new.calls;
-            entry.bytes += new.bytes;
-        }
+        Some(entry) if entry.is_same(&new) => entry.add(&new),
         _ => add_elsewhere(&mut entries, last, new),
     }
 }
@@ -154,18 +157,14 @@ fn add(new: Entry) {
 fn add_elsewhere(entries: &mut Vec<Entry>, last: &Cell<usize>, new: Entry) {
     match entries.iter().position(|entry| entry.is_same(&new)) {
         Some(place) => {
-            let entry = &mut entries[place];
-            entry.calls += new.calls;
-            entry.bytes += new.bytes;
-            entry.code = new.code;
+            entries[place].add(&new);
+            entries[place].code = new.code;
             last.set(place);
         }
         None => {
             // A statement over values under thousands of keys would keep as many.
             if entries.len() == MOST_ENTRIES {
-                let counted = core::mem::take(entries);
-                stats::add(&counted);
-                audit::log(&counted);
+                hand_over(&core::mem::take(entries));
             }
             audit::note_user();
             last.set(entries.len());
@@ -185,8 +184,7 @@ pub(crate) fn hand_on_leftovers() {
     let is_literal = |entry: &Entry| entry.operation == Operation::Encrypt;
     let (literals, leftovers): (Vec<_>, Vec<_>) = entries.into_iter().partition(is_literal);
     TALLY.entries.replace(literals);
-    stats::add(&leftovers);
-    audit::log(&leftovers);
+    hand_over(&leftovers);
 }
 
 /// Hands on what was counted since the last time. At the end of a statement, and of a
@@ -195,9 +193,12 @@ pub(crate) fn hand_on() {
     if is_empty() {
         return;
     }
-    let entries = TALLY.entries.take();
-    stats::add(&entries);
-    audit::log(&entries);
+    hand_over(&TALLY.entries.take());
+}
+
+fn hand_over(entries: &[Entry]) {
+    stats::add(entries);
+    audit::log(entries);
 }
 
 fn is_empty() -> bool {

@@ -14,7 +14,7 @@ use pgrx::bgworkers::{
 use pgrx::prelude::*;
 
 use super::preload::{describe, warn_of_dev_mode};
-use super::server::{ServerRing, Settings};
+use super::server::ServerRing;
 use super::{ACTIVE, STATE, published};
 use crate::backend_local::BackendLocal;
 
@@ -82,10 +82,9 @@ fn reload() {
     STATE.with_borrow_mut(|state| state.candidate = None);
     // SAFETY: as every process does when it is told to.
     unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
-    let settings = Settings::now(true);
-    let lines = STATE.with_borrow_mut(|state| {
+    let line = STATE.with_borrow_mut(|state| {
         state.take_configured_key();
-        state.read_server(&settings);
+        state.read_server();
         if let Err(error) = published::publish(&state.server) {
             state.server.last_error = Some(format!("{error}."));
         }
@@ -94,7 +93,7 @@ fn reload() {
         state.parsed.drop_unused();
         say(&state.server)
     });
-    pgrx::log!("colcrypt: {lines}");
+    pgrx::log!("colcrypt: {line}");
     STATE.with_borrow(|state| state.server.source.map(warn_of_dev_mode));
 }
 

@@ -21,9 +21,10 @@ use colcrypt_core::{Key, KeyId, KeyRing, RingKey};
 use pgrx::prelude::*;
 
 use crate::backend_local::BackendLocal;
+use crate::compat::HeldInterrupts;
 use crate::error::Error;
 use parsed::Parsed;
-use server::{Environment, ServerRing, ServerSetting, Settings};
+use server::{Environment, ServerRing, ServerSetting};
 
 pub(crate) use preload::{is_preloaded, note_preload, start};
 pub(crate) use server::Source;
@@ -244,22 +245,16 @@ impl Active {
 fn refresh(reload: i64) {
     let reloaded = ACTIVE.seen_reload.replace(reload) != reload;
     ACTIVE.seen_published.set(published::generation());
-    let settings = Settings::now(is_preloaded());
     let (mut active, failure) = STATE.with_borrow_mut(|state| {
-        let failure = state.refresh_server(&settings, reloaded);
+        let failure = state.refresh_server(reloaded);
         (state.activate(), failure)
     });
     active.generation = ACTIVE.generation.get() + 1;
     ACTIVE.generation.set(active.generation);
     let active = Rc::new(active);
     if let Some(reason) = failure {
-        // A message ends with a look at pending interrupts, which would leave this
-        // function, and those above it, by a jump.
-        // SAFETY: this backend's own counter, as HOLD_INTERRUPTS() has it.
-        unsafe { pg_sys::InterruptHoldoffCount += 1 };
+        let _held = HeldInterrupts::hold();
         pgrx::log!("colcrypt: key ring not reloaded, the old one stays in force: {reason}");
-        // SAFETY: as above.
-        unsafe { pg_sys::InterruptHoldoffCount -= 1 };
     }
     // SAFETY: as in `failed_earlier`.
     let statement = unsafe { pg_sys::GetCurrentStatementStartTimestamp() };
@@ -281,7 +276,7 @@ fn primary_id(ring: &ActiveRing) -> Option<KeyId> {
 impl State {
     /// Gets the server's ring anew if need be. Gives why an older one stays in force,
     /// if it is for this process to say.
-    fn refresh_server(&mut self, settings: &Settings, reloaded: bool) -> Option<String> {
+    fn refresh_server(&mut self, reloaded: bool) -> Option<String> {
         if published::generation() > 0 {
             if self.server.generation != published::generation()
                 && let Some(server) = published::take()
@@ -304,16 +299,15 @@ impl State {
         if !(reloaded || self.server_stale || self.server.ring.is_none()) {
             return None;
         }
-        self.read_server(settings);
+        self.read_server();
         let failure = self.server.last_error.clone();
         failure.filter(|_| self.server.ring.is_some())
     }
 
-    fn read_server(&mut self, settings: &Settings) {
+    fn read_server(&mut self) {
         self.server_stale = false;
         self.server.read(
             &self.server_setting,
-            settings,
             &mut self.environment,
             &mut self.parsed,
         );

@@ -7,7 +7,6 @@ use colcrypt_core::KeyRing;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::server::Settings;
 use super::{ACTIVE, STATE, ServerRing, Source, keeper, published};
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
@@ -59,9 +58,8 @@ pub(crate) fn start() {
         Error::NoSharedMemory(error.to_string()).raise();
     }
     take_environment();
-    let settings = Settings::now(true);
     STATE.with_borrow_mut(|state| {
-        state.read_server(&settings);
+        state.read_server();
         if let Err(error) = published::publish(&state.server) {
             state.server.ring = None;
             state.server.last_error = Some(format!("{error}."));

@@ -10,7 +10,7 @@ use colcrypt_core::{KeyRing, read_key_file};
 use pgrx::prelude::*;
 
 use super::parsed::Parsed;
-use super::{command, environment};
+use super::{command, environment, is_preloaded};
 use crate::gucs;
 
 /// Where a ring comes from.
@@ -87,7 +87,7 @@ pub(super) struct ServerRing {
     pub(super) why_none: Option<String>,
     /// Why the last attempt to read it failed; an older one may be in force.
     pub(super) last_error: Option<String>,
-    /// Which of the postmaster's rings it is, if it is one of those.
+    /// Which of the published rings it is, if it is one of those.
     pub(super) generation: u64,
 }
 
@@ -97,26 +97,6 @@ enum NotLoaded {
     Unset(Option<String>),
     /// The first source that is set gives no ring.
     Broken(String),
-}
-
-/// What says where the ring is.
-pub(super) struct Settings {
-    sources: gucs::Sources,
-    server_user: u32,
-    /// Whether the postmaster has loaded the library.
-    preloaded: bool,
-}
-
-impl Settings {
-    /// A copy, so that the state can be borrowed.
-    pub(super) fn now(preloaded: bool) -> Self {
-        Self {
-            sources: gucs::sources(),
-            // SAFETY: geteuid has no precondition and cannot fail.
-            server_user: unsafe { libc::geteuid() },
-            preloaded,
-        }
-    }
 }
 
 /// What was in environment variables that were taken from the environment.
@@ -145,11 +125,10 @@ impl ServerRing {
     pub(super) fn read(
         &mut self,
         setting: &ServerSetting,
-        settings: &Settings,
         environment: &mut Environment,
         parsed: &mut Parsed,
     ) {
-        let read = self.read_sources(setting, settings, environment, parsed);
+        let read = self.read_sources(setting, environment, parsed);
         self.last_error = None;
         // SAFETY: asks for the time.
         self.tried_at = unsafe { pg_sys::GetCurrentTimestamp() };
@@ -179,10 +158,10 @@ impl ServerRing {
     fn read_sources(
         &self,
         setting: &ServerSetting,
-        settings: &Settings,
         environment: &mut Environment,
         parsed: &mut Parsed,
     ) -> Result<Option<(Rc<KeyRing>, Source)>, NotLoaded> {
+        let sources = gucs::sources();
         let mut passed_over = Vec::new();
         match setting {
             ServerSetting::Unset => {}
@@ -198,14 +177,16 @@ impl ServerRing {
             Ok(ring) => Ok(Some((ring, source))),
             Err(error) => Err(NotLoaded::Broken(format!("{name}: {error}."))),
         };
-        if let Some(path) = &settings.sources.key_file {
+        if let Some(path) = &sources.key_file {
             let name = format!("colcrypt.key_file \"{}\"", path.to_string_lossy());
             let path = Path::new(OsStr::from_bytes(path.to_bytes()));
-            let ring = parsed.parse_source(read_key_file(path, settings.server_user));
+            // SAFETY: geteuid has no precondition and cannot fail.
+            let server_user = unsafe { libc::geteuid() };
+            let ring = parsed.parse_source(read_key_file(path, server_user));
             return found(&name, ring, Source::KeyFile);
         }
-        if let Some(shell_command) = &settings.sources.key_command {
-            if settings.preloaded {
+        if let Some(shell_command) = &sources.key_command {
+            if is_preloaded() {
                 let ring = parsed.parse_source(command::run(shell_command));
                 return found("colcrypt.key_command", ring, Source::KeyCommand);
             }
@@ -214,14 +195,14 @@ impl ServerRing {
                  'colcrypt'.",
             );
         }
-        if let Some(variable) = &settings.sources.key_env
+        if let Some(variable) = &sources.key_env
             && let Some(ring) = environment.take(variable, parsed)
         {
             let name = format!("environment variable {}", variable.to_string_lossy());
             return found(&name, ring, Source::Environment);
         }
-        if settings.sources.dev_mode {
-            if settings.preloaded {
+        if sources.dev_mode {
+            if is_preloaded() {
                 // One for as long as the server runs, and never in the place of another
                 // that was taken away.
                 if self.source == Some(Source::DevMode) {

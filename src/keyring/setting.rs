@@ -58,11 +58,6 @@ pub(crate) fn note_defined() {
     DEFINING.set(false);
 }
 
-/// Whether the settings are defined.
-pub(super) fn are_defined() -> bool {
-    !DEFINING.get()
-}
-
 fn is_worker() -> bool {
     // SAFETY: reads a variable of this backend.
     unsafe { pg_sys::ParallelWorkerNumber >= 0 }
@@ -110,7 +105,7 @@ pub(crate) fn check_setting(
                 Origin::Server => offer(ServerSetting::Refused(format!("colcrypt.key: {error}."))),
                 // Later, a refused SET is an error and changes nothing. Now it
                 // would be a warning.
-                Origin::Session if !are_defined() => {
+                Origin::Session if DEFINING.get() => {
                     STATE.with_borrow_mut(|state| state.session = Some(Err(error.clone())));
                 }
                 _ => {}

@@ -129,23 +129,20 @@ unsafe fn hide_keys(data: &mut pg_sys::ErrorData) {
                 data.detail_log = copy(data, REDACTED);
             }
         }
-        let cleaned = |place: *mut c_char| redact(&shown(place));
-        if let Some(message) = cleaned(data.message) {
-            data.message = copy(data, &message);
-        }
         if data.detail_log.is_null()
-            && let Some(detail) = cleaned(data.detail)
+            && let Some(detail) = redact(&shown(data.detail))
         {
             data.detail_log = copy(data, &detail);
         }
-        if let Some(hint) = cleaned(data.hint) {
-            data.hint = copy(data, &hint);
-        }
-        if let Some(context) = cleaned(data.context) {
-            data.context = copy(data, &context);
-        }
-        if let Some(query) = cleaned(data.internalquery) {
-            data.internalquery = copy(data, &query);
+        for place in [
+            &raw mut data.message,
+            &raw mut data.hint,
+            &raw mut data.context,
+            &raw mut data.internalquery,
+        ] {
+            if let Some(text) = redact(&shown(*place)) {
+                *place = copy(data, &text);
+            }
         }
     }
 }
