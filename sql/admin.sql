@@ -9,17 +9,3 @@ CREATE FUNCTION colcrypt.generate_key() RETURNS text
     LANGUAGE c VOLATILE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION colcrypt.generate_key() IS
     'a new random key: 32 bytes in 44 characters of base64url';
-
-CREATE FUNCTION colcrypt.inspect(
-    value encrypted_text,
-    OUT format integer,
-    OUT suite text,
-    OUT key_id text,
-    OUT plaintext_bytes integer,
-    OUT stored_bytes integer,
-    OUT sealed_at timestamptz
-)
-    AS 'MODULE_PATHNAME', 'colcrypt_inspect_wrapper'
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION colcrypt.inspect(encrypted_text) IS
-    'what a stored value tells without a key';

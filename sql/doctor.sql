@@ -151,7 +151,7 @@ AS $$
         SELECT 'warning',
                format('column %s of %s is computed from column %s, and is not encrypted', g.attname,
                       g.attrelid::regclass, e.attname),
-               'Drop it, or make it encrypted_text.'
+               'Drop it, or give it an encrypted type.'
         FROM encrypted AS e
              JOIN pg_attrdef AS f ON f.adrelid = e.attrelid
              JOIN pg_attribute AS g ON g.attrelid = f.adrelid AND g.attnum = f.adnum
@@ -228,7 +228,7 @@ AS $$
              JOIN pg_depend AS d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid
                   AND d.deptype = 'e'
              JOIN pg_extension AS x ON x.oid = d.refobjid AND x.extname = 'colcrypt'
-        WHERE p.proname IN ('from_ciphertext', 'from_fernet') AND a.privilege_type = 'EXECUTE'
+        WHERE p.proname ~ '^from_(ciphertext|fernet)' AND a.privilege_type = 'EXECUTE'
           AND a.grantee <> p.proowner
         UNION ALL
         SELECT 'warning',

@@ -1,77 +1,9 @@
--- The type encrypted_text: type, input and output, casts. In citext's order.
---
--- Everything that depends on the key ring is STABLE: not IMMUTABLE, so that
--- PostgreSQL refuses an expression index or a generated column over the
--- plaintext; and not VOLATILE, which would keep a condition off its index.
+-- What encrypted_text has beyond the other types: casts from and to what else PostgreSQL
+-- takes for text, and comparisons with name.
 
-CREATE TYPE encrypted_text;
+-- Casts to other texts. As with citext: implicit to varchar, so that text functions,
+-- COALESCE and CASE work; on assignment to bpchar.
 
-CREATE FUNCTION encrypted_text_in(cstring, oid, integer) RETURNS encrypted_text
-    AS 'MODULE_PATHNAME', 'encrypted_text_in'
-    LANGUAGE c STABLE STRICT PARALLEL SAFE;
-
-CREATE FUNCTION encrypted_text_out(encrypted_text) RETURNS cstring
-    AS 'MODULE_PATHNAME', 'encrypted_text_out'
-    LANGUAGE c STABLE STRICT PARALLEL SAFE;
-
-CREATE FUNCTION encrypted_text_recv(internal, oid, integer) RETURNS encrypted_text
-    AS 'MODULE_PATHNAME', 'encrypted_text_recv_wrapper'
-    LANGUAGE c STABLE STRICT PARALLEL SAFE;
-
-CREATE FUNCTION encrypted_text_send(encrypted_text) RETURNS bytea
-    AS 'MODULE_PATHNAME', 'encrypted_text_send_wrapper'
-    LANGUAGE c STABLE STRICT PARALLEL SAFE;
-
-CREATE FUNCTION encrypted_text_typmod_in(cstring[]) RETURNS integer
-    AS 'MODULE_PATHNAME', 'encrypted_text_typmod_in_wrapper'
-    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-
--- STABLE: the name of a managed key is looked up.
-CREATE FUNCTION encrypted_text_typmod_out(integer) RETURNS cstring
-    AS 'MODULE_PATHNAME', 'encrypted_text_typmod_out_wrapper'
-    LANGUAGE c STABLE STRICT PARALLEL SAFE;
-
-CREATE FUNCTION encrypted_text_typanalyze(internal) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_typanalyze'
-    LANGUAGE c STABLE STRICT;
-
--- Not COLLATABLE: ciphertext has no order that a collation could give it.
--- STORAGE external: ciphertext does not compress.
-CREATE TYPE encrypted_text (
-    INPUT = encrypted_text_in,
-    OUTPUT = encrypted_text_out,
-    RECEIVE = encrypted_text_recv,
-    SEND = encrypted_text_send,
-    TYPMOD_IN = encrypted_text_typmod_in,
-    TYPMOD_OUT = encrypted_text_typmod_out,
-    ANALYZE = encrypted_text_typanalyze,
-    INTERNALLENGTH = VARIABLE,
-    ALIGNMENT = int4,
-    STORAGE = external,
-    CATEGORY = 'S',
-    PREFERRED = false,
-    COLLATABLE = false
-);
-
-COMMENT ON TYPE encrypted_text IS 'text that is encrypted wherever it is stored';
-COMMENT ON FUNCTION encrypted_text_in(cstring, oid, integer) IS 'I/O';
-COMMENT ON FUNCTION encrypted_text_out(encrypted_text) IS 'I/O';
-COMMENT ON FUNCTION encrypted_text_recv(internal, oid, integer) IS 'I/O';
-COMMENT ON FUNCTION encrypted_text_send(encrypted_text) IS 'I/O';
-COMMENT ON FUNCTION encrypted_text_typanalyze(internal) IS 'ANALYZE';
-COMMENT ON FUNCTION encrypted_text_typmod_in(cstring[]) IS 'I/O typmod';
-COMMENT ON FUNCTION encrypted_text_typmod_out(integer) IS 'I/O typmod';
-
--- Casts to text. As with citext: implicit to text and varchar, so that text
--- functions, COALESCE and CASE work; on assignment to bpchar.
-
-CREATE FUNCTION encrypted_text_to_text(encrypted_text) RETURNS text
-    AS 'MODULE_PATHNAME', 'encrypted_text_to_text'
-    LANGUAGE c STABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypted_text_to_text(encrypted_text) IS 'decrypt (implicit cast)';
-
-CREATE CAST (encrypted_text AS text)
-    WITH FUNCTION encrypted_text_to_text(encrypted_text) AS IMPLICIT;
 CREATE CAST (encrypted_text AS varchar)
     WITH FUNCTION encrypted_text_to_text(encrypted_text) AS IMPLICIT;
 CREATE CAST (encrypted_text AS bpchar)
@@ -80,28 +12,21 @@ CREATE CAST (encrypted_text AS bpchar)
 -- Casts from other types, each giving what a cast to text gives. Where output
 -- and a cast to text differ there is a function.
 
-CREATE FUNCTION encrypted_text_from_text(text, integer) RETURNS encrypted_text
-    AS 'MODULE_PATHNAME', 'encrypted_text_from_text'
-    LANGUAGE c STABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypted_text_from_text(text, integer) IS 'encrypt (assignment cast)';
-
 CREATE FUNCTION encrypted_text_from_bpchar(bpchar, integer) RETURNS encrypted_text
-    AS 'MODULE_PATHNAME', 'encrypted_text_from_bpchar_wrapper'
+    AS 'MODULE_PATHNAME', 'encrypted_text_from_bpchar'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION encrypted_text_from_bpchar(bpchar, integer) IS 'encrypt (assignment cast)';
 
 CREATE FUNCTION encrypted_text_from_bool(boolean, integer) RETURNS encrypted_text
-    AS 'MODULE_PATHNAME', 'encrypted_text_from_bool_wrapper'
+    AS 'MODULE_PATHNAME', 'encrypted_text_from_bool'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION encrypted_text_from_bool(boolean, integer) IS 'encrypt (assignment cast)';
 
 CREATE FUNCTION encrypted_text_from_inet(inet, integer) RETURNS encrypted_text
-    AS 'MODULE_PATHNAME', 'encrypted_text_from_inet_wrapper'
+    AS 'MODULE_PATHNAME', 'encrypted_text_from_inet'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 COMMENT ON FUNCTION encrypted_text_from_inet(inet, integer) IS 'encrypt (assignment cast)';
 
-CREATE CAST (text AS encrypted_text)
-    WITH FUNCTION encrypted_text_from_text(text, integer) AS ASSIGNMENT;
 CREATE CAST (varchar AS encrypted_text)
     WITH FUNCTION encrypted_text_from_text(text, integer) AS ASSIGNMENT;
 CREATE CAST (bpchar AS encrypted_text)
@@ -127,13 +52,70 @@ CREATE CAST (timestamp AS encrypted_text) WITH INOUT AS ASSIGNMENT;
 CREATE CAST (timestamptz AS encrypted_text) WITH INOUT AS ASSIGNMENT;
 CREATE CAST (interval AS encrypted_text) WITH INOUT AS ASSIGNMENT;
 
--- The type modifier.
+COMMENT ON CAST (character varying AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (character AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (name AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (boolean AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (smallint AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (integer AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (bigint AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (numeric AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (date AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (time without time zone AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (time with time zone AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (timestamp without time zone AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (timestamp with time zone AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (interval AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (uuid AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (inet AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (cidr AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (json AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (jsonb AS encrypted_text) IS 'encrypts';
+COMMENT ON CAST (encrypted_text AS character varying) IS 'decrypts';
+COMMENT ON CAST (encrypted_text AS character) IS 'decrypts';
 
-CREATE FUNCTION encrypted_text_coerce(encrypted_text, integer, boolean) RETURNS encrypted_text
-    AS 'MODULE_PATHNAME', 'encrypted_text_coerce_wrapper'
-    LANGUAGE c STABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypted_text_coerce(encrypted_text, integer, boolean) IS
-    'fit a value to the key that a type modifier names';
+-- name: `owner = current_user` in a policy. PostgreSQL inlines these functions, so
+-- that the operators for text decide, and use an index.
 
-CREATE CAST (encrypted_text AS encrypted_text)
-    WITH FUNCTION encrypted_text_coerce(encrypted_text, integer, boolean) AS IMPLICIT;
+CREATE FUNCTION encrypted_text_eq(encrypted_text, name) RETURNS boolean
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    AS 'SELECT $1 OPERATOR(@extschema@.=) $2::pg_catalog.text';
+COMMENT ON FUNCTION encrypted_text_eq(encrypted_text, name) IS 'implementation of =';
+CREATE FUNCTION encrypted_text_ne(encrypted_text, name) RETURNS boolean
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    AS 'SELECT $1 OPERATOR(@extschema@.<>) $2::pg_catalog.text';
+COMMENT ON FUNCTION encrypted_text_ne(encrypted_text, name) IS 'implementation of <>';
+CREATE OPERATOR = (
+    LEFTARG = encrypted_text, RIGHTARG = name, FUNCTION = encrypted_text_eq,
+    COMMUTATOR = =, NEGATOR = <>,
+    RESTRICT = eqsel, JOIN = eqjoinsel
+);
+CREATE OPERATOR <> (
+    LEFTARG = encrypted_text, RIGHTARG = name, FUNCTION = encrypted_text_ne,
+    COMMUTATOR = <>, NEGATOR = =,
+    RESTRICT = neqsel, JOIN = neqjoinsel
+);
+
+CREATE FUNCTION encrypted_text_eq(name, encrypted_text) RETURNS boolean
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    AS 'SELECT $1::pg_catalog.text OPERATOR(@extschema@.=) $2';
+COMMENT ON FUNCTION encrypted_text_eq(name, encrypted_text) IS 'implementation of =';
+CREATE FUNCTION encrypted_text_ne(name, encrypted_text) RETURNS boolean
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    AS 'SELECT $1::pg_catalog.text OPERATOR(@extschema@.<>) $2';
+COMMENT ON FUNCTION encrypted_text_ne(name, encrypted_text) IS 'implementation of <>';
+CREATE OPERATOR = (
+    LEFTARG = name, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_eq,
+    COMMUTATOR = =, NEGATOR = <>,
+    RESTRICT = eqsel, JOIN = eqjoinsel
+);
+CREATE OPERATOR <> (
+    LEFTARG = name, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_ne,
+    COMMUTATOR = <>, NEGATOR = =,
+    RESTRICT = neqsel, JOIN = neqjoinsel
+);
+
+COMMENT ON OPERATOR = (encrypted_text, name) IS 'equal plaintexts';
+COMMENT ON OPERATOR = (name, encrypted_text) IS 'equal plaintexts';
+COMMENT ON OPERATOR <> (encrypted_text, name) IS 'different plaintexts';
+COMMENT ON OPERATOR <> (name, encrypted_text) IS 'different plaintexts';

@@ -1,46 +1,64 @@
--- Everyday functions, beside the type.
+-- Everyday functions, beside the types.
 
-CREATE FUNCTION encrypt(value text) RETURNS encrypted_text
-    AS 'MODULE_PATHNAME', 'encrypted_text_encrypt_wrapper'
+SELECT colcrypt.for_each_type($template$
+
+CREATE FUNCTION encrypt(value @plain@) RETURNS @type@
+    AS 'MODULE_PATHNAME', '@type@_encrypt'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypt(text) IS 'encrypt a text under the primary key';
+COMMENT ON FUNCTION encrypt(@plain@) IS 'encrypt a @plain@ under the primary key';
 
-CREATE FUNCTION encrypt(value text, key name) RETURNS encrypted_text
-    AS 'MODULE_PATHNAME', 'encrypted_text_encrypt_under_wrapper'
+CREATE FUNCTION encrypt(value @plain@, key name) RETURNS @type@
+    AS 'MODULE_PATHNAME', '@type@_encrypt_under'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypt(text, name) IS 'encrypt a text under a managed key';
+COMMENT ON FUNCTION encrypt(@plain@, name) IS 'encrypt a @plain@ under a managed key';
 
-CREATE FUNCTION decrypt(value encrypted_text) RETURNS text
-    AS 'MODULE_PATHNAME', 'encrypted_text_decrypt_wrapper'
+CREATE FUNCTION decrypt(value @type@) RETURNS @plain@
+    AS 'MODULE_PATHNAME', '@type@_decrypt'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION decrypt(encrypted_text) IS 'decrypt; an error if that is not possible';
+COMMENT ON FUNCTION decrypt(@type@) IS 'decrypt; an error if that is not possible';
 
-CREATE FUNCTION try_decrypt(value encrypted_text) RETURNS text
-    AS 'MODULE_PATHNAME', 'encrypted_text_try_decrypt_wrapper'
+CREATE FUNCTION try_decrypt(value @type@) RETURNS @plain@
+    AS 'MODULE_PATHNAME', '@type@_try_decrypt'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION try_decrypt(encrypted_text) IS 'decrypt; NULL if that is not possible';
+COMMENT ON FUNCTION try_decrypt(@type@) IS 'decrypt; NULL if that is not possible';
 
-CREATE FUNCTION ciphertext(value encrypted_text) RETURNS text
-    AS 'MODULE_PATHNAME', 'encrypted_text_ciphertext_wrapper'
+CREATE FUNCTION ciphertext(value @type@) RETURNS text
+    AS 'MODULE_PATHNAME', 'encrypted_ciphertext'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION ciphertext(encrypted_text) IS 'the stored bytes as text, colcrypt:v1:…';
+COMMENT ON FUNCTION ciphertext(@type@) IS 'the stored bytes as text, colcrypt:v1:…';
 
-CREATE FUNCTION from_ciphertext(ciphertext text) RETURNS encrypted_text
-    AS 'MODULE_PATHNAME', 'encrypted_text_from_ciphertext_wrapper'
+CREATE FUNCTION from_ciphertext@suffix@(ciphertext text) RETURNS @type@
+    AS 'MODULE_PATHNAME', '@type@_from_ciphertext'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION from_ciphertext(text) IS 'take in what ciphertext() printed';
+COMMENT ON FUNCTION from_ciphertext@suffix@(text) IS 'take in what ciphertext() printed';
 
-CREATE FUNCTION fernet_token(value encrypted_text) RETURNS text
-    AS 'MODULE_PATHNAME', 'encrypted_text_fernet_token_wrapper'
+CREATE FUNCTION fernet_token(value @type@) RETURNS text
+    AS 'MODULE_PATHNAME', 'encrypted_fernet_token'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION fernet_token(encrypted_text) IS
+COMMENT ON FUNCTION fernet_token(@type@) IS
     'the Fernet token, gAAAAA…, of a value that is encrypted with algorithm fernet';
 
-CREATE FUNCTION from_fernet(token text) RETURNS encrypted_text
-    AS 'MODULE_PATHNAME', 'encrypted_text_from_fernet_wrapper'
+CREATE FUNCTION from_fernet@suffix@(token text) RETURNS @type@
+    AS 'MODULE_PATHNAME', '@type@_from_fernet'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION from_fernet(text) IS 'take in a Fernet token made under a key of the key ring';
+COMMENT ON FUNCTION from_fernet@suffix@(text) IS 'take in a Fernet token made under a key of the key ring';
 
 -- Whoever may bring ciphertext in can have the database decrypt it.
-REVOKE EXECUTE ON FUNCTION from_ciphertext(text) FROM PUBLIC;
-REVOKE EXECUTE ON FUNCTION from_fernet(text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION from_ciphertext@suffix@(text) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION from_fernet@suffix@(text) FROM PUBLIC;
+
+CREATE FUNCTION colcrypt.inspect(
+    value @type@,
+    OUT format integer,
+    OUT suite text,
+    OUT key_id text,
+    OUT plaintext_bytes integer,
+    OUT stored_bytes integer,
+    OUT sealed_at timestamptz
+)
+    AS 'MODULE_PATHNAME', 'colcrypt_inspect'
+    LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION colcrypt.inspect(@type@) IS
+    'what a stored value tells without a key';
+
+$template$);

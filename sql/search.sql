@@ -1,493 +1,494 @@
 -- Equality search: operators, operator families and their support functions.
 --
--- Every pair of encrypted_text and text has its operators, so that a condition
--- uses an index whatever type a driver gives its parameter. Between two texts the
--- operators have names of their own, so that ordinary comparisons of text do not
+-- Every pair of an encrypted type and its plain type has its operators, so that a
+-- condition uses an index whatever type a driver gives its parameter. Between two plain
+-- values the operators have names of their own, so that ordinary comparisons do not
 -- see them. Functions of one type are IMMUTABLE: what they give depends on the
 -- plaintext and the index key, which never changes. Those across types need only
 -- be STABLE, and so are not evaluated before a query runs.
 --
 -- None is LEAKPROOF: errors name key ids, and equality is a secret.
 
--- encrypted_text and encrypted_text
+SELECT colcrypt.for_each_type($template$
 
-CREATE FUNCTION encrypted_text_eq(encrypted_text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_eq_ee'
+-- @type@ and @type@
+
+CREATE FUNCTION @type@_eq(@type@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_eq_ee'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_ne(encrypted_text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_ne_ee'
+CREATE FUNCTION @type@_ne(@type@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_ne_ee'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_lt(encrypted_text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_lt_ee'
+CREATE FUNCTION @type@_lt(@type@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_lt_ee'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_le(encrypted_text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_le_ee'
+CREATE FUNCTION @type@_le(@type@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_le_ee'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_ge(encrypted_text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_ge_ee'
+CREATE FUNCTION @type@_ge(@type@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_ge_ee'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_gt(encrypted_text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_gt_ee'
+CREATE FUNCTION @type@_gt(@type@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_gt_ee'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_cmp(encrypted_text, encrypted_text) RETURNS integer
-    AS 'MODULE_PATHNAME', 'encrypted_text_cmp_ee'
+CREATE FUNCTION @type@_cmp(@type@, @type@) RETURNS integer
+    AS 'MODULE_PATHNAME', '@type@_cmp_ee'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
 
-COMMENT ON FUNCTION encrypted_text_eq(encrypted_text, encrypted_text) IS 'implementation of =';
-COMMENT ON FUNCTION encrypted_text_ne(encrypted_text, encrypted_text) IS 'implementation of <>';
-COMMENT ON FUNCTION encrypted_text_lt(encrypted_text, encrypted_text) IS 'implementation of <~';
-COMMENT ON FUNCTION encrypted_text_le(encrypted_text, encrypted_text) IS 'implementation of <=~';
-COMMENT ON FUNCTION encrypted_text_ge(encrypted_text, encrypted_text) IS 'implementation of >=~';
-COMMENT ON FUNCTION encrypted_text_gt(encrypted_text, encrypted_text) IS 'implementation of >~';
-COMMENT ON FUNCTION encrypted_text_cmp(encrypted_text, encrypted_text) IS 'below zero, zero or above zero, by tag';
+COMMENT ON FUNCTION @type@_eq(@type@, @type@) IS 'implementation of =';
+COMMENT ON FUNCTION @type@_ne(@type@, @type@) IS 'implementation of <>';
+COMMENT ON FUNCTION @type@_lt(@type@, @type@) IS 'implementation of <~';
+COMMENT ON FUNCTION @type@_le(@type@, @type@) IS 'implementation of <=~';
+COMMENT ON FUNCTION @type@_ge(@type@, @type@) IS 'implementation of >=~';
+COMMENT ON FUNCTION @type@_gt(@type@, @type@) IS 'implementation of >~';
+COMMENT ON FUNCTION @type@_cmp(@type@, @type@) IS 'below zero, zero or above zero, by tag';
 
 CREATE OPERATOR = (
-    LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_eq,
+    LEFTARG = @type@, RIGHTARG = @type@, FUNCTION = @type@_eq,
     COMMUTATOR = =, NEGATOR = <>,
     RESTRICT = eqsel, JOIN = eqjoinsel,
     HASHES, MERGES
 );
 CREATE OPERATOR <> (
-    LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_ne,
+    LEFTARG = @type@, RIGHTARG = @type@, FUNCTION = @type@_ne,
     COMMUTATOR = <>, NEGATOR = =,
     RESTRICT = neqsel, JOIN = neqjoinsel
 );
 CREATE OPERATOR <~ (
-    LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_lt,
+    LEFTARG = @type@, RIGHTARG = @type@, FUNCTION = @type@_lt,
     COMMUTATOR = >~, NEGATOR = >=~,
     RESTRICT = scalarltsel, JOIN = scalarltjoinsel
 );
 CREATE OPERATOR <=~ (
-    LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_le,
+    LEFTARG = @type@, RIGHTARG = @type@, FUNCTION = @type@_le,
     COMMUTATOR = >=~, NEGATOR = >~,
     RESTRICT = scalarlesel, JOIN = scalarlejoinsel
 );
 CREATE OPERATOR >=~ (
-    LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_ge,
+    LEFTARG = @type@, RIGHTARG = @type@, FUNCTION = @type@_ge,
     COMMUTATOR = <=~, NEGATOR = <~,
     RESTRICT = scalargesel, JOIN = scalargejoinsel
 );
 CREATE OPERATOR >~ (
-    LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_gt,
+    LEFTARG = @type@, RIGHTARG = @type@, FUNCTION = @type@_gt,
     COMMUTATOR = <~, NEGATOR = <=~,
     RESTRICT = scalargtsel, JOIN = scalargtjoinsel
 );
 
--- encrypted_text and text
+-- @type@ and @plain@
 
-CREATE FUNCTION encrypted_text_eq(encrypted_text, text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_eq_et'
+CREATE FUNCTION @type@_eq(@type@, @plain@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_eq_ep'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_ne(encrypted_text, text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_ne_et'
+CREATE FUNCTION @type@_ne(@type@, @plain@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_ne_ep'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_lt(encrypted_text, text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_lt_et'
+CREATE FUNCTION @type@_lt(@type@, @plain@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_lt_ep'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_le(encrypted_text, text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_le_et'
+CREATE FUNCTION @type@_le(@type@, @plain@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_le_ep'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_ge(encrypted_text, text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_ge_et'
+CREATE FUNCTION @type@_ge(@type@, @plain@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_ge_ep'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_gt(encrypted_text, text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_gt_et'
+CREATE FUNCTION @type@_gt(@type@, @plain@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_gt_ep'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_cmp(encrypted_text, text) RETURNS integer
-    AS 'MODULE_PATHNAME', 'encrypted_text_cmp_et'
+CREATE FUNCTION @type@_cmp(@type@, @plain@) RETURNS integer
+    AS 'MODULE_PATHNAME', '@type@_cmp_ep'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 
-COMMENT ON FUNCTION encrypted_text_eq(encrypted_text, text) IS 'implementation of =';
-COMMENT ON FUNCTION encrypted_text_ne(encrypted_text, text) IS 'implementation of <>';
-COMMENT ON FUNCTION encrypted_text_lt(encrypted_text, text) IS 'implementation of <~';
-COMMENT ON FUNCTION encrypted_text_le(encrypted_text, text) IS 'implementation of <=~';
-COMMENT ON FUNCTION encrypted_text_ge(encrypted_text, text) IS 'implementation of >=~';
-COMMENT ON FUNCTION encrypted_text_gt(encrypted_text, text) IS 'implementation of >~';
-COMMENT ON FUNCTION encrypted_text_cmp(encrypted_text, text) IS 'below zero, zero or above zero, by tag';
+COMMENT ON FUNCTION @type@_eq(@type@, @plain@) IS 'implementation of =';
+COMMENT ON FUNCTION @type@_ne(@type@, @plain@) IS 'implementation of <>';
+COMMENT ON FUNCTION @type@_lt(@type@, @plain@) IS 'implementation of <~';
+COMMENT ON FUNCTION @type@_le(@type@, @plain@) IS 'implementation of <=~';
+COMMENT ON FUNCTION @type@_ge(@type@, @plain@) IS 'implementation of >=~';
+COMMENT ON FUNCTION @type@_gt(@type@, @plain@) IS 'implementation of >~';
+COMMENT ON FUNCTION @type@_cmp(@type@, @plain@) IS 'below zero, zero or above zero, by tag';
 
 CREATE OPERATOR = (
-    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encrypted_text_eq,
+    LEFTARG = @type@, RIGHTARG = @plain@, FUNCTION = @type@_eq,
     COMMUTATOR = =, NEGATOR = <>,
     RESTRICT = eqsel, JOIN = eqjoinsel,
     HASHES, MERGES
 );
 CREATE OPERATOR <> (
-    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encrypted_text_ne,
+    LEFTARG = @type@, RIGHTARG = @plain@, FUNCTION = @type@_ne,
     COMMUTATOR = <>, NEGATOR = =,
     RESTRICT = neqsel, JOIN = neqjoinsel
 );
 CREATE OPERATOR <~ (
-    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encrypted_text_lt,
+    LEFTARG = @type@, RIGHTARG = @plain@, FUNCTION = @type@_lt,
     COMMUTATOR = >~, NEGATOR = >=~,
     RESTRICT = scalarltsel, JOIN = scalarltjoinsel
 );
 CREATE OPERATOR <=~ (
-    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encrypted_text_le,
+    LEFTARG = @type@, RIGHTARG = @plain@, FUNCTION = @type@_le,
     COMMUTATOR = >=~, NEGATOR = >~,
     RESTRICT = scalarlesel, JOIN = scalarlejoinsel
 );
 CREATE OPERATOR >=~ (
-    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encrypted_text_ge,
+    LEFTARG = @type@, RIGHTARG = @plain@, FUNCTION = @type@_ge,
     COMMUTATOR = <=~, NEGATOR = <~,
     RESTRICT = scalargesel, JOIN = scalargejoinsel
 );
 CREATE OPERATOR >~ (
-    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encrypted_text_gt,
+    LEFTARG = @type@, RIGHTARG = @plain@, FUNCTION = @type@_gt,
     COMMUTATOR = <~, NEGATOR = <=~,
     RESTRICT = scalargtsel, JOIN = scalargtjoinsel
 );
 
--- text and encrypted_text
+-- @plain@ and @type@
 
-CREATE FUNCTION encrypted_text_eq(text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_eq_te'
+CREATE FUNCTION @type@_eq(@plain@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_eq_pe'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_ne(text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_ne_te'
+CREATE FUNCTION @type@_ne(@plain@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_ne_pe'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_lt(text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_lt_te'
+CREATE FUNCTION @type@_lt(@plain@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_lt_pe'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_le(text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_le_te'
+CREATE FUNCTION @type@_le(@plain@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_le_pe'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_ge(text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_ge_te'
+CREATE FUNCTION @type@_ge(@plain@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_ge_pe'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_gt(text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_gt_te'
+CREATE FUNCTION @type@_gt(@plain@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_gt_pe'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_cmp(text, encrypted_text) RETURNS integer
-    AS 'MODULE_PATHNAME', 'encrypted_text_cmp_te'
+CREATE FUNCTION @type@_cmp(@plain@, @type@) RETURNS integer
+    AS 'MODULE_PATHNAME', '@type@_cmp_pe'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
 
-COMMENT ON FUNCTION encrypted_text_eq(text, encrypted_text) IS 'implementation of =';
-COMMENT ON FUNCTION encrypted_text_ne(text, encrypted_text) IS 'implementation of <>';
-COMMENT ON FUNCTION encrypted_text_lt(text, encrypted_text) IS 'implementation of <~';
-COMMENT ON FUNCTION encrypted_text_le(text, encrypted_text) IS 'implementation of <=~';
-COMMENT ON FUNCTION encrypted_text_ge(text, encrypted_text) IS 'implementation of >=~';
-COMMENT ON FUNCTION encrypted_text_gt(text, encrypted_text) IS 'implementation of >~';
-COMMENT ON FUNCTION encrypted_text_cmp(text, encrypted_text) IS 'below zero, zero or above zero, by tag';
+COMMENT ON FUNCTION @type@_eq(@plain@, @type@) IS 'implementation of =';
+COMMENT ON FUNCTION @type@_ne(@plain@, @type@) IS 'implementation of <>';
+COMMENT ON FUNCTION @type@_lt(@plain@, @type@) IS 'implementation of <~';
+COMMENT ON FUNCTION @type@_le(@plain@, @type@) IS 'implementation of <=~';
+COMMENT ON FUNCTION @type@_ge(@plain@, @type@) IS 'implementation of >=~';
+COMMENT ON FUNCTION @type@_gt(@plain@, @type@) IS 'implementation of >~';
+COMMENT ON FUNCTION @type@_cmp(@plain@, @type@) IS 'below zero, zero or above zero, by tag';
 
 CREATE OPERATOR = (
-    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_eq,
+    LEFTARG = @plain@, RIGHTARG = @type@, FUNCTION = @type@_eq,
     COMMUTATOR = =, NEGATOR = <>,
     RESTRICT = eqsel, JOIN = eqjoinsel,
     HASHES, MERGES
 );
 CREATE OPERATOR <> (
-    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_ne,
+    LEFTARG = @plain@, RIGHTARG = @type@, FUNCTION = @type@_ne,
     COMMUTATOR = <>, NEGATOR = =,
     RESTRICT = neqsel, JOIN = neqjoinsel
 );
 CREATE OPERATOR <~ (
-    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_lt,
+    LEFTARG = @plain@, RIGHTARG = @type@, FUNCTION = @type@_lt,
     COMMUTATOR = >~, NEGATOR = >=~,
     RESTRICT = scalarltsel, JOIN = scalarltjoinsel
 );
 CREATE OPERATOR <=~ (
-    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_le,
+    LEFTARG = @plain@, RIGHTARG = @type@, FUNCTION = @type@_le,
     COMMUTATOR = >=~, NEGATOR = >~,
     RESTRICT = scalarlesel, JOIN = scalarlejoinsel
 );
 CREATE OPERATOR >=~ (
-    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_ge,
+    LEFTARG = @plain@, RIGHTARG = @type@, FUNCTION = @type@_ge,
     COMMUTATOR = <=~, NEGATOR = <~,
     RESTRICT = scalargesel, JOIN = scalargejoinsel
 );
 CREATE OPERATOR >~ (
-    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_gt,
+    LEFTARG = @plain@, RIGHTARG = @type@, FUNCTION = @type@_gt,
     COMMUTATOR = <~, NEGATOR = <=~,
     RESTRICT = scalargtsel, JOIN = scalargtjoinsel
 );
 
--- text and text
+-- @plain@ and @plain@
 
-CREATE FUNCTION encrypted_text_eq(text, text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_eq_tt'
+CREATE FUNCTION @type@_eq(@plain@, @plain@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_eq_pp'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_ne(text, text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_ne_tt'
+CREATE FUNCTION @type@_ne(@plain@, @plain@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_ne_pp'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_lt(text, text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_lt_tt'
+CREATE FUNCTION @type@_lt(@plain@, @plain@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_lt_pp'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_le(text, text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_le_tt'
+CREATE FUNCTION @type@_le(@plain@, @plain@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_le_pp'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_ge(text, text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_ge_tt'
+CREATE FUNCTION @type@_ge(@plain@, @plain@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_ge_pp'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_gt(text, text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_gt_tt'
+CREATE FUNCTION @type@_gt(@plain@, @plain@) RETURNS boolean
+    AS 'MODULE_PATHNAME', '@type@_gt_pp'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-CREATE FUNCTION encrypted_text_cmp(text, text) RETURNS integer
-    AS 'MODULE_PATHNAME', 'encrypted_text_cmp_tt'
+CREATE FUNCTION @type@_cmp(@plain@, @plain@) RETURNS integer
+    AS 'MODULE_PATHNAME', '@type@_cmp_pp'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
 
-COMMENT ON FUNCTION encrypted_text_eq(text, text) IS 'implementation of =#';
-COMMENT ON FUNCTION encrypted_text_ne(text, text) IS 'implementation of <>#';
-COMMENT ON FUNCTION encrypted_text_lt(text, text) IS 'implementation of <~';
-COMMENT ON FUNCTION encrypted_text_le(text, text) IS 'implementation of <=~';
-COMMENT ON FUNCTION encrypted_text_ge(text, text) IS 'implementation of >=~';
-COMMENT ON FUNCTION encrypted_text_gt(text, text) IS 'implementation of >~';
-COMMENT ON FUNCTION encrypted_text_cmp(text, text) IS 'below zero, zero or above zero, by tag';
+COMMENT ON FUNCTION @type@_eq(@plain@, @plain@) IS 'implementation of =#';
+COMMENT ON FUNCTION @type@_ne(@plain@, @plain@) IS 'implementation of <>#';
+COMMENT ON FUNCTION @type@_lt(@plain@, @plain@) IS 'implementation of <~';
+COMMENT ON FUNCTION @type@_le(@plain@, @plain@) IS 'implementation of <=~';
+COMMENT ON FUNCTION @type@_ge(@plain@, @plain@) IS 'implementation of >=~';
+COMMENT ON FUNCTION @type@_gt(@plain@, @plain@) IS 'implementation of >~';
+COMMENT ON FUNCTION @type@_cmp(@plain@, @plain@) IS 'below zero, zero or above zero, by tag';
 
 CREATE OPERATOR =# (
-    LEFTARG = text, RIGHTARG = text, FUNCTION = encrypted_text_eq,
+    LEFTARG = @plain@, RIGHTARG = @plain@, FUNCTION = @type@_eq,
     COMMUTATOR = =#, NEGATOR = <>#,
     RESTRICT = eqsel, JOIN = eqjoinsel,
     HASHES, MERGES
 );
 CREATE OPERATOR <># (
-    LEFTARG = text, RIGHTARG = text, FUNCTION = encrypted_text_ne,
+    LEFTARG = @plain@, RIGHTARG = @plain@, FUNCTION = @type@_ne,
     COMMUTATOR = <>#, NEGATOR = =#,
     RESTRICT = neqsel, JOIN = neqjoinsel
 );
 CREATE OPERATOR <~ (
-    LEFTARG = text, RIGHTARG = text, FUNCTION = encrypted_text_lt,
+    LEFTARG = @plain@, RIGHTARG = @plain@, FUNCTION = @type@_lt,
     COMMUTATOR = >~, NEGATOR = >=~,
     RESTRICT = scalarltsel, JOIN = scalarltjoinsel
 );
 CREATE OPERATOR <=~ (
-    LEFTARG = text, RIGHTARG = text, FUNCTION = encrypted_text_le,
+    LEFTARG = @plain@, RIGHTARG = @plain@, FUNCTION = @type@_le,
     COMMUTATOR = >=~, NEGATOR = >~,
     RESTRICT = scalarlesel, JOIN = scalarlejoinsel
 );
 CREATE OPERATOR >=~ (
-    LEFTARG = text, RIGHTARG = text, FUNCTION = encrypted_text_ge,
+    LEFTARG = @plain@, RIGHTARG = @plain@, FUNCTION = @type@_ge,
     COMMUTATOR = <=~, NEGATOR = <~,
     RESTRICT = scalargesel, JOIN = scalargejoinsel
 );
 CREATE OPERATOR >~ (
-    LEFTARG = text, RIGHTARG = text, FUNCTION = encrypted_text_gt,
+    LEFTARG = @plain@, RIGHTARG = @plain@, FUNCTION = @type@_gt,
     COMMUTATOR = <~, NEGATOR = <=~,
     RESTRICT = scalargtsel, JOIN = scalargtjoinsel
 );
 
--- name: `owner = current_user` in a policy. PostgreSQL inlines these functions, so
--- that the operators for text decide, and use an index.
-
-CREATE FUNCTION encrypted_text_eq(encrypted_text, name) RETURNS boolean
-    LANGUAGE sql STABLE STRICT PARALLEL SAFE
-    AS 'SELECT $1 OPERATOR(@extschema@.=) $2::pg_catalog.text';
-COMMENT ON FUNCTION encrypted_text_eq(encrypted_text, name) IS 'implementation of =';
-CREATE FUNCTION encrypted_text_ne(encrypted_text, name) RETURNS boolean
-    LANGUAGE sql STABLE STRICT PARALLEL SAFE
-    AS 'SELECT $1 OPERATOR(@extschema@.<>) $2::pg_catalog.text';
-COMMENT ON FUNCTION encrypted_text_ne(encrypted_text, name) IS 'implementation of <>';
-CREATE OPERATOR = (
-    LEFTARG = encrypted_text, RIGHTARG = name, FUNCTION = encrypted_text_eq,
-    COMMUTATOR = =, NEGATOR = <>,
-    RESTRICT = eqsel, JOIN = eqjoinsel
-);
-CREATE OPERATOR <> (
-    LEFTARG = encrypted_text, RIGHTARG = name, FUNCTION = encrypted_text_ne,
-    COMMUTATOR = <>, NEGATOR = =,
-    RESTRICT = neqsel, JOIN = neqjoinsel
-);
-
-CREATE FUNCTION encrypted_text_eq(name, encrypted_text) RETURNS boolean
-    LANGUAGE sql STABLE STRICT PARALLEL SAFE
-    AS 'SELECT $1::pg_catalog.text OPERATOR(@extschema@.=) $2';
-COMMENT ON FUNCTION encrypted_text_eq(name, encrypted_text) IS 'implementation of =';
-CREATE FUNCTION encrypted_text_ne(name, encrypted_text) RETURNS boolean
-    LANGUAGE sql STABLE STRICT PARALLEL SAFE
-    AS 'SELECT $1::pg_catalog.text OPERATOR(@extschema@.<>) $2';
-COMMENT ON FUNCTION encrypted_text_ne(name, encrypted_text) IS 'implementation of <>';
-CREATE OPERATOR = (
-    LEFTARG = name, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_eq,
-    COMMUTATOR = =, NEGATOR = <>,
-    RESTRICT = eqsel, JOIN = eqjoinsel
-);
-CREATE OPERATOR <> (
-    LEFTARG = name, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_ne,
-    COMMUTATOR = <>, NEGATOR = =,
-    RESTRICT = neqsel, JOIN = neqjoinsel
-);
-
--- No order by plaintext: text's operators, which the implicit cast would find,
+-- No order by plaintext: the plain type's operators, which the implicit cast would find,
 -- would disagree with ORDER BY, and keyset pagination would lose rows in silence.
 
-CREATE FUNCTION encrypted_text_no_order(encrypted_text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_no_order'
+CREATE FUNCTION @type@_no_order(@type@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'encrypted_no_order'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypted_text_no_order(encrypted_text, encrypted_text) IS 'refuses <, <=, >= and >';
-CREATE FUNCTION encrypted_text_no_order(encrypted_text, text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_no_order'
+COMMENT ON FUNCTION @type@_no_order(@type@, @type@) IS 'refuses <, <=, >= and >';
+CREATE FUNCTION @type@_no_order(@type@, @plain@) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'encrypted_no_order'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypted_text_no_order(encrypted_text, text) IS 'refuses <, <=, >= and >';
-CREATE FUNCTION encrypted_text_no_order(text, encrypted_text) RETURNS boolean
-    AS 'MODULE_PATHNAME', 'encrypted_text_no_order'
+COMMENT ON FUNCTION @type@_no_order(@type@, @plain@) IS 'refuses <, <=, >= and >';
+CREATE FUNCTION @type@_no_order(@plain@, @type@) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'encrypted_no_order'
     LANGUAGE c STABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypted_text_no_order(text, encrypted_text) IS 'refuses <, <=, >= and >';
+COMMENT ON FUNCTION @type@_no_order(@plain@, @type@) IS 'refuses <, <=, >= and >';
 
 CREATE OPERATOR < (
-    LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_no_order,
+    LEFTARG = @type@, RIGHTARG = @type@, FUNCTION = @type@_no_order,
     COMMUTATOR = >, NEGATOR = >=,
     RESTRICT = scalarltsel, JOIN = scalarltjoinsel
 );
 CREATE OPERATOR <= (
-    LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_no_order,
+    LEFTARG = @type@, RIGHTARG = @type@, FUNCTION = @type@_no_order,
     COMMUTATOR = >=, NEGATOR = >,
     RESTRICT = scalarlesel, JOIN = scalarlejoinsel
 );
 CREATE OPERATOR >= (
-    LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_no_order,
+    LEFTARG = @type@, RIGHTARG = @type@, FUNCTION = @type@_no_order,
     COMMUTATOR = <=, NEGATOR = <,
     RESTRICT = scalargesel, JOIN = scalargejoinsel
 );
 CREATE OPERATOR > (
-    LEFTARG = encrypted_text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_no_order,
+    LEFTARG = @type@, RIGHTARG = @type@, FUNCTION = @type@_no_order,
     COMMUTATOR = <, NEGATOR = <=,
     RESTRICT = scalargtsel, JOIN = scalargtjoinsel
 );
 CREATE OPERATOR < (
-    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encrypted_text_no_order,
+    LEFTARG = @type@, RIGHTARG = @plain@, FUNCTION = @type@_no_order,
     COMMUTATOR = >, NEGATOR = >=,
     RESTRICT = scalarltsel, JOIN = scalarltjoinsel
 );
 CREATE OPERATOR <= (
-    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encrypted_text_no_order,
+    LEFTARG = @type@, RIGHTARG = @plain@, FUNCTION = @type@_no_order,
     COMMUTATOR = >=, NEGATOR = >,
     RESTRICT = scalarlesel, JOIN = scalarlejoinsel
 );
 CREATE OPERATOR >= (
-    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encrypted_text_no_order,
+    LEFTARG = @type@, RIGHTARG = @plain@, FUNCTION = @type@_no_order,
     COMMUTATOR = <=, NEGATOR = <,
     RESTRICT = scalargesel, JOIN = scalargejoinsel
 );
 CREATE OPERATOR > (
-    LEFTARG = encrypted_text, RIGHTARG = text, FUNCTION = encrypted_text_no_order,
+    LEFTARG = @type@, RIGHTARG = @plain@, FUNCTION = @type@_no_order,
     COMMUTATOR = <, NEGATOR = <=,
     RESTRICT = scalargtsel, JOIN = scalargtjoinsel
 );
 CREATE OPERATOR < (
-    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_no_order,
+    LEFTARG = @plain@, RIGHTARG = @type@, FUNCTION = @type@_no_order,
     COMMUTATOR = >, NEGATOR = >=,
     RESTRICT = scalarltsel, JOIN = scalarltjoinsel
 );
 CREATE OPERATOR <= (
-    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_no_order,
+    LEFTARG = @plain@, RIGHTARG = @type@, FUNCTION = @type@_no_order,
     COMMUTATOR = >=, NEGATOR = >,
     RESTRICT = scalarlesel, JOIN = scalarlejoinsel
 );
 CREATE OPERATOR >= (
-    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_no_order,
+    LEFTARG = @plain@, RIGHTARG = @type@, FUNCTION = @type@_no_order,
     COMMUTATOR = <=, NEGATOR = <,
     RESTRICT = scalargesel, JOIN = scalargejoinsel
 );
 CREATE OPERATOR > (
-    LEFTARG = text, RIGHTARG = encrypted_text, FUNCTION = encrypted_text_no_order,
+    LEFTARG = @plain@, RIGHTARG = @type@, FUNCTION = @type@_no_order,
     COMMUTATOR = <, NEGATOR = <=,
     RESTRICT = scalargtsel, JOIN = scalargtjoinsel
 );
 
 -- Support functions.
 
-CREATE FUNCTION encrypted_text_hash(encrypted_text) RETURNS integer
-    AS 'MODULE_PATHNAME', 'encrypted_text_hash_e'
+CREATE FUNCTION @type@_hash(@type@) RETURNS integer
+    AS 'MODULE_PATHNAME', '@type@_hash'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypted_text_hash(encrypted_text) IS 'hash of the tag';
-CREATE FUNCTION encrypted_text_hash(text) RETURNS integer
-    AS 'MODULE_PATHNAME', 'encrypted_text_hash_t'
+COMMENT ON FUNCTION @type@_hash(@type@) IS 'hash of the tag';
+CREATE FUNCTION @type@_hash(@plain@) RETURNS integer
+    AS 'MODULE_PATHNAME', '@type@_hash_plain'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypted_text_hash(text) IS 'hash of the tag';
-CREATE FUNCTION encrypted_text_hash_extended(encrypted_text, bigint) RETURNS bigint
-    AS 'MODULE_PATHNAME', 'encrypted_text_hash_extended_e'
+COMMENT ON FUNCTION @type@_hash(@plain@) IS 'hash of the tag';
+CREATE FUNCTION @type@_hash_extended(@type@, bigint) RETURNS bigint
+    AS 'MODULE_PATHNAME', '@type@_hash_extended'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypted_text_hash_extended(encrypted_text, bigint) IS 'hash of the tag with a seed';
-CREATE FUNCTION encrypted_text_hash_extended(text, bigint) RETURNS bigint
-    AS 'MODULE_PATHNAME', 'encrypted_text_hash_extended_t'
+COMMENT ON FUNCTION @type@_hash_extended(@type@, bigint) IS 'hash of the tag with a seed';
+CREATE FUNCTION @type@_hash_extended(@plain@, bigint) RETURNS bigint
+    AS 'MODULE_PATHNAME', '@type@_hash_extended_plain'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypted_text_hash_extended(text, bigint) IS 'hash of the tag with a seed';
-CREATE FUNCTION encrypted_text_sortsupport(internal) RETURNS void
-    AS 'MODULE_PATHNAME', 'encrypted_text_sortsupport_e'
+COMMENT ON FUNCTION @type@_hash_extended(@plain@, bigint) IS 'hash of the tag with a seed';
+CREATE FUNCTION @type@_sortsupport(internal) RETURNS void
+    AS 'MODULE_PATHNAME', '@type@_sortsupport'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypted_text_sortsupport(internal) IS 'sort support';
-CREATE FUNCTION encrypted_text_sortsupport_text(internal) RETURNS void
-    AS 'MODULE_PATHNAME', 'encrypted_text_sortsupport_t'
+COMMENT ON FUNCTION @type@_sortsupport(internal) IS 'sort support';
+CREATE FUNCTION @type@_sortsupport_@plain@(internal) RETURNS void
+    AS 'MODULE_PATHNAME', '@type@_sortsupport_plain'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypted_text_sortsupport_text(internal) IS 'sort support';
+COMMENT ON FUNCTION @type@_sortsupport_@plain@(internal) IS 'sort support';
 -- There are no options: PostgreSQL calls it when an index is made, which is the
 -- time to make the index key.
-CREATE FUNCTION encrypted_text_index_options(internal) RETURNS void
-    AS 'MODULE_PATHNAME', 'encrypted_text_index_options'
+CREATE FUNCTION @type@_index_options(internal) RETURNS void
+    AS 'MODULE_PATHNAME', 'encrypted_index_options'
     LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE;
-COMMENT ON FUNCTION encrypted_text_index_options(internal) IS 'prepares the making of an index';
+COMMENT ON FUNCTION @type@_index_options(internal) IS 'prepares the making of an index';
 
 -- PostgreSQL calls them, nobody else need: with what they give one could test
 -- guesses against a stolen index.
 REVOKE EXECUTE ON FUNCTION
-    encrypted_text_cmp(encrypted_text, encrypted_text),
-    encrypted_text_cmp(encrypted_text, text),
-    encrypted_text_cmp(text, encrypted_text),
-    encrypted_text_cmp(text, text),
-    encrypted_text_hash(encrypted_text),
-    encrypted_text_hash(text),
-    encrypted_text_hash_extended(encrypted_text, bigint),
-    encrypted_text_hash_extended(text, bigint),
-    encrypted_text_sortsupport(internal),
-    encrypted_text_sortsupport_text(internal),
-    encrypted_text_index_options(internal)
+    @type@_cmp(@type@, @type@),
+    @type@_cmp(@type@, @plain@),
+    @type@_cmp(@plain@, @type@),
+    @type@_cmp(@plain@, @plain@),
+    @type@_hash(@type@),
+    @type@_hash(@plain@),
+    @type@_hash_extended(@type@, bigint),
+    @type@_hash_extended(@plain@, bigint),
+    @type@_sortsupport(internal),
+    @type@_sortsupport_@plain@(internal),
+    @type@_index_options(internal)
     FROM PUBLIC;
 
 -- btree: orders by tag. Serves UNIQUE, PRIMARY KEY, foreign keys, ON CONFLICT,
 -- DISTINCT, GROUP BY and merge joins.
 
-CREATE OPERATOR FAMILY encrypted_text_ops USING btree;
+CREATE OPERATOR FAMILY @type@_ops USING btree;
 
-CREATE OPERATOR CLASS encrypted_text_ops DEFAULT FOR TYPE encrypted_text
-    USING btree FAMILY encrypted_text_ops AS
+CREATE OPERATOR CLASS @type@_ops DEFAULT FOR TYPE @type@
+    USING btree FAMILY @type@_ops AS
     OPERATOR 1 <~,
     OPERATOR 2 <=~,
     OPERATOR 3 =,
     OPERATOR 4 >=~,
     OPERATOR 5 >~,
-    FUNCTION 1 encrypted_text_cmp(encrypted_text, encrypted_text),
-    FUNCTION 2 encrypted_text_sortsupport(internal),
-    FUNCTION 5 encrypted_text_index_options(internal);
+    FUNCTION 1 @type@_cmp(@type@, @type@),
+    FUNCTION 2 @type@_sortsupport(internal),
+    FUNCTION 5 @type@_index_options(internal);
 
-ALTER OPERATOR FAMILY encrypted_text_ops USING btree ADD
-    OPERATOR 1 <~ (encrypted_text, text),
-    OPERATOR 2 <=~ (encrypted_text, text),
-    OPERATOR 3 = (encrypted_text, text),
-    OPERATOR 4 >=~ (encrypted_text, text),
-    OPERATOR 5 >~ (encrypted_text, text),
-    FUNCTION 1 (encrypted_text, text) encrypted_text_cmp(encrypted_text, text),
-    OPERATOR 1 <~ (text, encrypted_text),
-    OPERATOR 2 <=~ (text, encrypted_text),
-    OPERATOR 3 = (text, encrypted_text),
-    OPERATOR 4 >=~ (text, encrypted_text),
-    OPERATOR 5 >~ (text, encrypted_text),
-    FUNCTION 1 (text, encrypted_text) encrypted_text_cmp(text, encrypted_text),
-    OPERATOR 1 <~ (text, text),
-    OPERATOR 2 <=~ (text, text),
-    OPERATOR 3 =# (text, text),
-    OPERATOR 4 >=~ (text, text),
-    OPERATOR 5 >~ (text, text),
-    FUNCTION 1 (text, text) encrypted_text_cmp(text, text),
-    FUNCTION 2 (text, text) encrypted_text_sortsupport_text(internal);
+ALTER OPERATOR FAMILY @type@_ops USING btree ADD
+    OPERATOR 1 <~ (@type@, @plain@),
+    OPERATOR 2 <=~ (@type@, @plain@),
+    OPERATOR 3 = (@type@, @plain@),
+    OPERATOR 4 >=~ (@type@, @plain@),
+    OPERATOR 5 >~ (@type@, @plain@),
+    FUNCTION 1 (@type@, @plain@) @type@_cmp(@type@, @plain@),
+    OPERATOR 1 <~ (@plain@, @type@),
+    OPERATOR 2 <=~ (@plain@, @type@),
+    OPERATOR 3 = (@plain@, @type@),
+    OPERATOR 4 >=~ (@plain@, @type@),
+    OPERATOR 5 >~ (@plain@, @type@),
+    FUNCTION 1 (@plain@, @type@) @type@_cmp(@plain@, @type@),
+    OPERATOR 1 <~ (@plain@, @plain@),
+    OPERATOR 2 <=~ (@plain@, @plain@),
+    OPERATOR 3 =# (@plain@, @plain@),
+    OPERATOR 4 >=~ (@plain@, @plain@),
+    OPERATOR 5 >~ (@plain@, @plain@),
+    FUNCTION 1 (@plain@, @plain@) @type@_cmp(@plain@, @plain@),
+    FUNCTION 2 (@plain@, @plain@) @type@_sortsupport_@plain@(internal);
 
 -- hash: 32 bits of the tag.
 
-CREATE OPERATOR FAMILY encrypted_text_ops USING hash;
+CREATE OPERATOR FAMILY @type@_ops USING hash;
 
-CREATE OPERATOR CLASS encrypted_text_ops DEFAULT FOR TYPE encrypted_text
-    USING hash FAMILY encrypted_text_ops AS
+CREATE OPERATOR CLASS @type@_ops DEFAULT FOR TYPE @type@
+    USING hash FAMILY @type@_ops AS
     OPERATOR 1 =,
-    FUNCTION 1 encrypted_text_hash(encrypted_text),
-    FUNCTION 2 encrypted_text_hash_extended(encrypted_text, bigint),
-    FUNCTION 3 encrypted_text_index_options(internal);
+    FUNCTION 1 @type@_hash(@type@),
+    FUNCTION 2 @type@_hash_extended(@type@, bigint),
+    FUNCTION 3 @type@_index_options(internal);
 
-ALTER OPERATOR FAMILY encrypted_text_ops USING hash ADD
-    OPERATOR 1 = (encrypted_text, text),
-    OPERATOR 1 = (text, encrypted_text),
-    OPERATOR 1 =# (text, text),
-    FUNCTION 1 (text, text) encrypted_text_hash(text),
-    FUNCTION 2 (text, text) encrypted_text_hash_extended(text, bigint);
+ALTER OPERATOR FAMILY @type@_ops USING hash ADD
+    OPERATOR 1 = (@type@, @plain@),
+    OPERATOR 1 = (@plain@, @type@),
+    OPERATOR 1 =# (@plain@, @plain@),
+    FUNCTION 1 (@plain@, @plain@) @type@_hash(@plain@),
+    FUNCTION 2 (@plain@, @plain@) @type@_hash_extended(@plain@, bigint);
 
-COMMENT ON OPERATOR FAMILY encrypted_text_ops USING btree IS
-    'encrypted values and texts, ordered by blind index tag';
-COMMENT ON OPERATOR FAMILY encrypted_text_ops USING hash IS
-    'encrypted values and texts, hashed by blind index tag';
+-- Comments
+
+COMMENT ON OPERATOR = (@type@, @type@) IS 'equal plaintexts';
+COMMENT ON OPERATOR = (@type@, @plain@) IS 'equal plaintexts';
+COMMENT ON OPERATOR = (@plain@, @type@) IS 'equal plaintexts';
+COMMENT ON OPERATOR <> (@type@, @type@) IS 'different plaintexts';
+COMMENT ON OPERATOR <> (@type@, @plain@) IS 'different plaintexts';
+COMMENT ON OPERATOR <> (@plain@, @type@) IS 'different plaintexts';
+COMMENT ON OPERATOR < (@type@, @type@) IS 'refused: the order of encrypted values is not that of plaintexts';
+COMMENT ON OPERATOR < (@type@, @plain@) IS 'refused: the order of encrypted values is not that of plaintexts';
+COMMENT ON OPERATOR < (@plain@, @type@) IS 'refused: the order of encrypted values is not that of plaintexts';
+COMMENT ON OPERATOR <= (@type@, @type@) IS 'refused: the order of encrypted values is not that of plaintexts';
+COMMENT ON OPERATOR <= (@type@, @plain@) IS 'refused: the order of encrypted values is not that of plaintexts';
+COMMENT ON OPERATOR <= (@plain@, @type@) IS 'refused: the order of encrypted values is not that of plaintexts';
+COMMENT ON OPERATOR >= (@type@, @type@) IS 'refused: the order of encrypted values is not that of plaintexts';
+COMMENT ON OPERATOR >= (@type@, @plain@) IS 'refused: the order of encrypted values is not that of plaintexts';
+COMMENT ON OPERATOR >= (@plain@, @type@) IS 'refused: the order of encrypted values is not that of plaintexts';
+COMMENT ON OPERATOR > (@type@, @type@) IS 'refused: the order of encrypted values is not that of plaintexts';
+COMMENT ON OPERATOR > (@type@, @plain@) IS 'refused: the order of encrypted values is not that of plaintexts';
+COMMENT ON OPERATOR > (@plain@, @type@) IS 'refused: the order of encrypted values is not that of plaintexts';
+COMMENT ON OPERATOR <~ (@type@, @type@) IS 'before, in the order of tags';
+COMMENT ON OPERATOR <~ (@type@, @plain@) IS 'before, in the order of tags';
+COMMENT ON OPERATOR <~ (@plain@, @type@) IS 'before, in the order of tags';
+COMMENT ON OPERATOR <~ (@plain@, @plain@) IS 'before, in the order of tags';
+COMMENT ON OPERATOR <=~ (@type@, @type@) IS 'before, or equal, in the order of tags';
+COMMENT ON OPERATOR <=~ (@type@, @plain@) IS 'before, or equal, in the order of tags';
+COMMENT ON OPERATOR <=~ (@plain@, @type@) IS 'before, or equal, in the order of tags';
+COMMENT ON OPERATOR <=~ (@plain@, @plain@) IS 'before, or equal, in the order of tags';
+COMMENT ON OPERATOR >=~ (@type@, @type@) IS 'after, or equal, in the order of tags';
+COMMENT ON OPERATOR >=~ (@type@, @plain@) IS 'after, or equal, in the order of tags';
+COMMENT ON OPERATOR >=~ (@plain@, @type@) IS 'after, or equal, in the order of tags';
+COMMENT ON OPERATOR >=~ (@plain@, @plain@) IS 'after, or equal, in the order of tags';
+COMMENT ON OPERATOR >~ (@type@, @type@) IS 'after, in the order of tags';
+COMMENT ON OPERATOR >~ (@type@, @plain@) IS 'after, in the order of tags';
+COMMENT ON OPERATOR >~ (@plain@, @type@) IS 'after, in the order of tags';
+COMMENT ON OPERATOR >~ (@plain@, @plain@) IS 'after, in the order of tags';
+COMMENT ON OPERATOR =# (@plain@, @plain@) IS 'equal, for the operator families of @type@';
+COMMENT ON OPERATOR <># (@plain@, @plain@) IS 'different, for the operator families of @type@';
+COMMENT ON OPERATOR CLASS @type@_ops USING btree IS 'equality and uniqueness; orders by tag';
+COMMENT ON OPERATOR FAMILY @type@_ops USING btree IS 'equality and uniqueness; orders by tag';
+COMMENT ON OPERATOR CLASS @type@_ops USING hash IS 'equality, for values of any length';
+COMMENT ON OPERATOR FAMILY @type@_ops USING hash IS 'equality, for values of any length';
+
+$template$);

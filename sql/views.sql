@@ -52,7 +52,9 @@ GRANT SELECT ON colcrypt.keys TO pg_monitor;
 -- Types whose values are encrypted, or hold encrypted values.
 CREATE VIEW colcrypt.encrypted_type AS
 WITH RECURSIVE encrypted(type, modifier, is_value) AS (
-    SELECT 'encrypted_text'::regtype::oid, NULL::integer, true
+    SELECT p.proargtypes[0], NULL::integer, true
+    FROM pg_catalog.pg_proc AS p
+    WHERE p.pronamespace = 'colcrypt'::regnamespace AND p.proname = 'inspect'
     UNION
     SELECT t.type, coalesce(nullif(t.modifier, -1), e.modifier), e.is_value AND t.is_domain
     FROM encrypted AS e

@@ -3,29 +3,68 @@
 
 use core::ffi::CStr;
 
-use colcrypt_core::{KeyId, Stored, encode_text};
+use colcrypt_core::{KeyId, Payload, Stored, encode_text};
 use pgrx::prelude::*;
+use zeroize::Zeroizing;
 
 use crate::error::Error;
 use crate::gucs::{self, Access};
 use crate::tally::Operation;
 use crate::types::datum::Output;
+use crate::types::json;
 use crate::{compat, keyring, managed_keys, sealing, tally};
 
+/// What a session gets to see of a stored value.
+pub(crate) struct Shown<B> {
+    /// Plaintext, or the mask or a placeholder in the form of a plaintext, or
+    /// ciphertext in text form.
+    pub(crate) bytes: B,
+    pub(crate) is_ciphertext: bool,
+}
+
+impl<B: Output> Shown<B> {
+    fn plain(bytes: B) -> Self {
+        Self {
+            bytes,
+            is_ciphertext: false,
+        }
+    }
+
+    fn ciphertext(stored: &[u8]) -> Self {
+        Self {
+            bytes: B::copy_of(encode_text(stored).as_bytes()),
+            is_ciphertext: true,
+        }
+    }
+
+    /// What stands for a plaintext.
+    fn instead(payload: Payload, text: &[u8]) -> Self {
+        Self::plain(match payload {
+            Payload::Text | Payload::Bytea => B::copy_of(text),
+            Payload::Jsonb => B::copy_of(&json::string(text)),
+        })
+    }
+
+    fn masked(payload: Payload) -> Self {
+        Self::instead(payload, gucs::mask().as_bytes())
+    }
+}
+
 /// What this session gets to see of a stored value as a value of the type: in
-/// output, and where it is cast to text. Plaintext, the mask, or ciphertext.
+/// output, and where it is cast to the plain type.
 ///
 /// # Errors
 /// As [`sealing::open`]; [`Error::DumpOfMasks`].
-pub(crate) fn show<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
+#[inline]
+pub(crate) fn show<B: Output>(payload: Payload, stored: &[u8]) -> Result<Shown<B>, Box<Error>> {
     if gucs::access() == Access::Full && !may_export() {
-        return open_or_instead(stored);
+        return open_or_instead(payload, stored);
     }
-    show_as_set(stored)
+    show_as_set(payload, stored)
 }
 
 #[cold]
-fn show_as_set<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
+fn show_as_set<B: Output>(payload: Payload, stored: &[u8]) -> Result<Shown<B>, Box<Error>> {
     let access = gucs::access();
     if let Some(export) = export() {
         // A dump of masks is a lost backup.
@@ -36,30 +75,38 @@ fn show_as_set<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
         if !gucs::dump_plaintext()
             || (export == Export::Decoding && !sealing::is_under_ring(stored))
         {
-            return Ok(ciphertext(stored));
+            return Ok(Shown::ciphertext(stored));
         }
-        return sealing::open(stored);
+        return sealing::open(payload, stored).map(Shown::plain);
     }
     match access {
-        Access::Full => open_or_instead(stored),
-        Access::Masked => Ok(masked()),
+        Access::Full => open_or_instead(payload, stored),
+        Access::Masked => Ok(Shown::masked(payload)),
         Access::Ciphertext => match check_key(stored) {
-            Ok(()) => Ok(ciphertext(stored)),
-            Err(Error::KeyNotGranted { .. }) => Ok(masked()),
+            Ok(()) => Ok(Shown::ciphertext(stored)),
+            Err(Error::KeyNotGranted { .. }) => Ok(Shown::masked(payload)),
             Err(error) => Err(error.into()),
         },
     }
 }
 
-fn open_or_instead<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
-    sealing::open(stored).or_else(|error| instead(stored, error))
+#[inline]
+fn open_or_instead<B: Output>(payload: Payload, stored: &[u8]) -> Result<Shown<B>, Box<Error>> {
+    match sealing::open(payload, stored) {
+        Ok(bytes) => Ok(Shown::plain(bytes)),
+        Err(error) => instead(payload, stored, error),
+    }
 }
 
 /// What is shown of a value that could not be opened.
 #[cold]
-fn instead<B: Output>(stored: &[u8], error: Box<Error>) -> Result<B, Box<Error>> {
+fn instead<B: Output>(
+    payload: Payload,
+    stored: &[u8],
+    error: Box<Error>,
+) -> Result<Shown<B>, Box<Error>> {
     match *error {
-        Error::KeyNotGranted { .. } => Ok(masked()),
+        Error::KeyNotGranted { .. } => Ok(Shown::masked(payload)),
         Error::UnknownKey { .. }
         | Error::UnknownWrappingKey { .. }
         | Error::DestroyedKey { .. }
@@ -67,13 +114,14 @@ fn instead<B: Output>(stored: &[u8], error: Box<Error>) -> Result<B, Box<Error>>
         | Error::DamagedKey { .. }
         | Error::Malformed
         | Error::NotText { .. }
+        | Error::NotJson { .. }
             if gucs::shows_placeholders() =>
         {
             let placeholder = match Stored::parse(stored) {
                 Ok(stored) => format!("<undecryptable: key {}>", stored.key_id()),
                 Err(_) => "<undecryptable>".to_owned(),
             };
-            Ok(sealing::copied(placeholder.as_bytes()))
+            Ok(Shown::instead(payload, placeholder.as_bytes()))
         }
         _ => Err(error),
     }
@@ -81,25 +129,21 @@ fn instead<B: Output>(stored: &[u8], error: Box<Error>) -> Result<B, Box<Error>>
 
 /// As [`show`], for the output function: a restore prints the defaults of domains
 /// before their keys have come.
-pub(crate) fn print<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
-    show(stored).or_else(|error| match *error {
+///
+/// # Errors
+/// As [`show`].
+#[inline]
+pub(crate) fn print<B: Output>(payload: Payload, stored: &[u8]) -> Result<Shown<B>, Box<Error>> {
+    show(payload, stored).or_else(|error| match *error {
         Error::KeyNotGranted { .. } | Error::DumpOfMasks => Err(error),
-        _ if takes_ciphertext() => Ok(ciphertext(stored)),
+        _ if takes_ciphertext() => Ok(Shown::ciphertext(stored)),
         _ => Err(error),
     })
 }
 
-fn ciphertext<B: Output>(stored: &[u8]) -> B {
-    sealing::copied(encode_text(stored).as_bytes())
-}
-
-fn masked<B: Output>() -> B {
-    sealing::copied(gucs::mask().as_bytes())
-}
-
-/// Whether `value` is what this session would be shown as mask.
-pub(crate) fn is_mask(value: &[u8]) -> bool {
-    value == gucs::mask().as_bytes()
+/// Whether `plain` is what this session would be shown as mask.
+pub(crate) fn is_mask(payload: Payload, plain: &[u8]) -> bool {
+    *Shown::<Zeroizing<Vec<u8>>>::masked(payload).bytes == *plain
 }
 
 /// Whether plaintext may be asked for by name.

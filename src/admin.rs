@@ -5,8 +5,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::error::Error;
-use crate::types::datum::Record;
-use crate::types::encrypted_text::EncryptedText;
+use crate::types::datum::{Record, per_value_function};
 
 /// A new random key, 44 characters of base64url, which Fernet libraries take as
 /// well.
@@ -16,14 +15,12 @@ fn colcrypt_generate_key() -> Result<String, ErrorReport> {
     Ok(key.to_base64url().expose().to_owned())
 }
 
-/// What a stored value tells without a key: format, suite, key id, plaintext and
-/// stored length in bytes, and when a Fernet token was made.
-#[pg_extern(sql = false)]
-fn colcrypt_inspect(
-    value: EncryptedText<'_>,
-    call: pg_sys::FunctionCallInfo,
-) -> Result<Record, ErrorReport> {
-    let stored = Stored::parse(&value).map_err(Error::from)?;
+// What a stored value of any encrypted type tells without a key: format, suite, key
+// id, plaintext and stored length in bytes, and when a Fernet token was made.
+per_value_function!("colcrypt_inspect", |call| {
+    // SAFETY: declared with an encrypted value, strict.
+    let value = unsafe { call.varlena(0) };
+    let stored = Error::unwrap_or_raise(Stored::parse(&value));
     let columns = [
         i32::from(FORMAT_VERSION).into_datum(),
         stored.suite().name().into_datum(),
@@ -38,8 +35,8 @@ fn colcrypt_inspect(
             .and_then(IntoDatum::into_datum),
     ];
     // SAFETY: the SQL function returns a record of these types, in this order.
-    Ok(unsafe { Record::new(call, columns) })
-}
+    unsafe { Record::new(call.raw(), columns) }.into_raw()
+});
 
 /// Seconds since 1970 as a timestamp; `None` for a time that PostgreSQL has not.
 fn timestamp(unix_seconds: u64) -> Option<TimestampWithTimeZone> {

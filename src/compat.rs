@@ -154,19 +154,20 @@ pub(crate) fn owns_relation(oid: pg_sys::Oid) -> bool {
     unsafe { pg_sys::pg_class_ownercheck(oid, pg_sys::GetUserId()) }
 }
 
-/// The OID of the type `name` in `schema`; invalid if there is none.
-pub(crate) fn type_oid(name: &core::ffi::CStr, schema: pg_sys::Oid) -> pg_sys::Oid {
-    // SAFETY: a syscache look-up by name and namespace, which are of the types
-    // that this cache is keyed by.
+/// The name of a type, without its schema.
+pub(crate) fn type_name(oid: pg_sys::Oid) -> Option<String> {
+    // SAFETY: a syscache look-up; the tuple stays until it is released.
     unsafe {
-        pg_sys::GetSysCacheOid(
-            pg_sys::SysCacheIdentifier::TYPENAMENSP as i32,
-            pg_sys::Anum_pg_type_oid as pg_sys::AttrNumber,
-            name.as_ptr().into(),
-            schema.into(),
-            pg_sys::Datum::null(),
-            pg_sys::Datum::null(),
-        )
+        let cache = pg_sys::SysCacheIdentifier::TYPEOID as i32;
+        let tuple = pg_sys::SearchSysCache1(cache, oid.into());
+        if tuple.is_null() {
+            return None;
+        }
+        let form: *mut pg_sys::FormData_pg_type = pg_sys::GETSTRUCT(tuple).cast();
+        let name = core::ffi::CStr::from_ptr((*form).typname.data.as_ptr());
+        let name = name.to_string_lossy().into_owned();
+        pg_sys::ReleaseSysCache(tuple);
+        Some(name)
     }
 }
 

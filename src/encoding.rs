@@ -56,7 +56,7 @@ pub(crate) fn to_utf8(text: &[u8]) -> Cow<'_, [u8]> {
 ///
 /// # Safety
 /// `string` is palloc'd and NUL-terminated.
-unsafe fn take_over(string: *mut core::ffi::c_char) -> Vec<u8> {
+pub(crate) unsafe fn take_over(string: *mut core::ffi::c_char) -> Vec<u8> {
     // SAFETY: by the caller's word.
     unsafe {
         let copy = core::ffi::CStr::from_ptr(string).to_bytes().to_vec();

@@ -2,7 +2,7 @@
 //! SQLSTATE, DETAIL and HINT. No variant carries plaintext, ciphertext or key
 //! bytes.
 
-use colcrypt_core::{KeyId, Malformed, OpenError, RandomError, SealError, TextFormError};
+use colcrypt_core::{KeyId, Malformed, OpenError, Payload, RandomError, SealError, TextFormError};
 use pgrx::PgSqlErrorCode;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
@@ -41,6 +41,14 @@ pub(crate) enum Error {
     Malformed,
     #[error("encrypted value does not hold valid text")]
     NotText { key: KeyId },
+    #[error("encrypted value does not hold a JSON document")]
+    NotJson { key: KeyId },
+    /// In place of PostgreSQL's own error, which quotes the value.
+    #[error("invalid input syntax for type encrypted_{}", payload.name())]
+    InvalidLiteral {
+        payload: Payload,
+        code: PgSqlErrorCode,
+    },
     #[error("decrypted value has a character that the database encoding cannot represent")]
     Unrepresentable,
     #[error("value starts with the reserved prefix \"colcrypt:v\"")]
@@ -109,7 +117,7 @@ pub(crate) enum Error {
     KeyTable(&'static str),
     #[error("encrypted values have no order")]
     NoOrder,
-    #[error("invalid type modifier for type encrypted_text")]
+    #[error("invalid type modifier for an encrypted type")]
     BadTypmod,
     #[error("{0}")]
     Random(RandomError),
@@ -133,7 +141,7 @@ pub(crate) enum Error {
     #[error("column \"{column}\" of relation \"{relation}\" does not exist")]
     NoColumn { relation: String, column: String },
     #[error(
-        "column \"{column}\" of relation \"{relation}\" is of type {actual}, not encrypted_text"
+        "column \"{column}\" of relation \"{relation}\" is of type {actual}, which is not encrypted"
     )]
     WrongType {
         relation: String,
@@ -235,7 +243,8 @@ impl Error {
             Self::Damaged { .. }
             | Self::DamagedKey { .. }
             | Self::Malformed
-            | Self::NotText { .. } => Some(Outcome::Damaged),
+            | Self::NotText { .. }
+            | Self::NotJson { .. } => Some(Outcome::Damaged),
             Self::KeyNotGranted { .. }
             | Self::KeyNameNotGranted { .. }
             | Self::Access { .. }
@@ -256,6 +265,7 @@ impl Error {
             | Self::Damaged { key }
             | Self::DamagedKey { key, .. }
             | Self::NotText { key }
+            | Self::NotJson { key }
             | Self::KeyNotGranted { key }
             | Self::CompareNotGranted { key } => Some(*key),
             _ => None,
@@ -279,7 +289,9 @@ impl Error {
             | Self::Malformed
             | Self::DamagedKey { .. }
             | Self::NotText { .. }
+            | Self::NotJson { .. }
             | Self::ForeignFernetToken => Code::ERRCODE_DATA_CORRUPTED,
+            Self::InvalidLiteral { code, .. } => *code,
             Self::Unrepresentable => Code::ERRCODE_UNTRANSLATABLE_CHARACTER,
             Self::ReservedPrefix(Wire::Text)
             | Self::BadTextForm {
@@ -453,9 +465,22 @@ impl Error {
                 "Its row in colcrypt.key was changed or damaged. Restore the row from a backup."
             }
             Self::NoOrder => {
-                "Cast to text to compare by plaintext: col::text < 'x', ORDER BY col::text."
+                "Cast to the plain type to compare by plaintext: col::text < 'x', ORDER BY col::text."
             }
-            Self::BadTypmod => "Write encrypted_text, or encrypted_text(name_of_a_key).",
+            Self::BadTypmod => {
+                "Write the type without a modifier, or with the name of a key: \
+                 encrypted_text(name_of_a_key)."
+            }
+            Self::InvalidLiteral {
+                payload: Payload::Bytea,
+                ..
+            } => {
+                "The value is not shown. Bytes are written as \\x and pairs of hex digits, or in \
+                 the escape format of bytea."
+            }
+            Self::InvalidLiteral { .. } => {
+                "The value is not shown. A cast to jsonb tells where it is wrong."
+            }
             Self::NotTable { hint, .. } | Self::WrongType { hint, .. } => hint,
             Self::GeneratedColumn { .. } => "Rotate the column that it is computed from.",
             Self::Rotation { .. } => "Run the rotation again.",

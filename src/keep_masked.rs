@@ -3,6 +3,7 @@
 
 use core::ffi::CStr;
 
+use colcrypt_core::Payload;
 use pgrx::prelude::*;
 use zeroize::Zeroizing;
 
@@ -48,8 +49,6 @@ unsafe fn keep_masked(trigger: &pg_sys::TriggerData) -> Result<pg_sys::HeapTuple
                 "colcrypt.keep_masked() takes the names of one or more columns",
             ));
         };
-        let encrypted_text =
-            relations::encrypted_text().ok_or(Error::KeyTable("its extension is not there"))?;
         let name = relations::relation_name((*relation).rd_id).unwrap_or_default();
         let (mut old, mut old_nulls) = (vec![pg_sys::Datum::null(); count], vec![true; count]);
         let (mut new, mut new_nulls) = (old.clone(), old_nulls.clone());
@@ -69,9 +68,10 @@ unsafe fn keep_masked(trigger: &pg_sys::TriggerData) -> Result<pg_sys::HeapTuple
         for column in arguments {
             let column = CStr::from_ptr(*column);
             let attribute = relations::find_column((*relation).rd_id, column, &name)?;
-            relations::check_type((*relation).rd_id, attribute, column, &name, encrypted_text)?;
+            let payload =
+                relations::payload_of_column((*relation).rd_id, attribute, column, &name)?;
             let number = attribute as usize - 1;
-            if !new_nulls[number] && is_mask(new[number]) {
+            if !new_nulls[number] && is_mask(payload, new[number]) {
                 columns.push(i32::from(attribute));
                 values.push(old[number]);
                 nulls.push(old_nulls[number]);
@@ -95,9 +95,9 @@ unsafe fn keep_masked(trigger: &pg_sys::TriggerData) -> Result<pg_sys::HeapTuple
 ///
 /// # Safety
 /// A stored value.
-unsafe fn is_mask(value: pg_sys::Datum) -> bool {
+unsafe fn is_mask(payload: Payload, value: pg_sys::Datum) -> bool {
     // SAFETY: by the caller's word.
-    let stored = unsafe { Varlena::<()>::from_raw(value) };
-    let text = sealing::open_whoever_asks::<Zeroizing<Vec<u8>>>(&stored);
-    text.is_ok_and(|text| access::is_mask(&text))
+    let stored = unsafe { Varlena::from_raw(value) };
+    let plain = sealing::open_whoever_asks::<Zeroizing<Vec<u8>>>(payload, &stored);
+    plain.is_ok_and(|plain| access::is_mask(payload, &plain))
 }

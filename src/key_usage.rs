@@ -60,9 +60,7 @@ fn colcrypt_key_usage(
         .into());
     }
     let attribute = relations::find_column(relation, column_name, &name)?;
-    let encrypted_text =
-        relations::encrypted_text().ok_or(Error::KeyTable("its extension is not there"))?;
-    relations::check_type(relation, attribute, column_name, &name, encrypted_text)?;
+    relations::payload_of_column(relation, attribute, column_name, &name)?;
     // SAFETY: the relation exists.
     let hidden = unsafe { pg_sys::check_enable_rls(relation, pg_sys::InvalidOid, true) };
     if hidden == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32 {

@@ -37,21 +37,17 @@ mod in_server_tests;
 
 ::pgrx::pg_module_magic!(name, version);
 
-extension_sql_file!(
-    "../sql/encrypted_text.sql",
-    name = "encrypted_text",
-    bootstrap
-);
+extension_sql_file!("../sql/admin.sql", name = "admin", bootstrap);
+extension_sql_file!("../sql/types.sql", name = "types", requires = ["admin"]);
 extension_sql_file!(
     "../sql/functions.sql",
     name = "functions",
-    requires = ["encrypted_text"]
+    requires = ["types"]
 );
-extension_sql_file!("../sql/admin.sql", name = "admin", requires = ["functions"]);
 extension_sql_file!(
     "../sql/managed_keys.sql",
     name = "managed_keys",
-    requires = ["admin"]
+    requires = ["functions"]
 );
 extension_sql_file!(
     "../sql/views.sql",
@@ -60,11 +56,25 @@ extension_sql_file!(
 );
 extension_sql_file!("../sql/search.sql", name = "search", requires = ["views"]);
 extension_sql_file!(
-    "../sql/rotation.sql",
-    name = "rotation",
+    "../sql/encrypted_text.sql",
+    name = "encrypted_text",
     requires = ["search"]
 );
-
+extension_sql_file!(
+    "../sql/encrypted_bytea.sql",
+    name = "encrypted_bytea",
+    requires = ["encrypted_text"]
+);
+extension_sql_file!(
+    "../sql/encrypted_jsonb.sql",
+    name = "encrypted_jsonb",
+    requires = ["encrypted_bytea"]
+);
+extension_sql_file!(
+    "../sql/rotation.sql",
+    name = "rotation",
+    requires = ["encrypted_jsonb"]
+);
 extension_sql_file!(
     "../sql/operating.sql",
     name = "operating",

@@ -4,9 +4,11 @@ use core::cell::Cell;
 use core::ffi::CStr;
 use std::ffi::CString;
 
+use colcrypt_core::Payload;
 use pgrx::prelude::*;
 
 use crate::backend_local::BackendLocal;
+use crate::compat;
 use crate::encoding;
 use crate::error::Error;
 use crate::managed_keys;
@@ -59,15 +61,17 @@ pub(crate) fn find_modifier(oid: pg_sys::Oid, attribute: i16) -> i32 {
     }
 }
 
+/// What the values of an encrypted column are.
+///
 /// # Errors
 /// [`Error::WrongType`] unless the column is encrypted.
-pub(crate) fn check_type(
+pub(crate) fn payload_of_column(
     oid: pg_sys::Oid,
     attribute: i16,
     column: &CStr,
     relation: &str,
-    encrypted_text: pg_sys::Oid,
-) -> Result<(), Error> {
+) -> Result<Payload, Error> {
+    let types = encrypted_types().ok_or(Error::KeyTable("its extension is not there"))?;
     // SAFETY: the attribute exists; format_type_be() gives a palloc'd string.
     let (base, element, actual) = unsafe {
         let declared = pg_sys::get_atttype(oid, attribute);
@@ -79,11 +83,12 @@ pub(crate) fn check_type(
             actual.to_string_lossy().into_owned(),
         )
     };
-    if base == encrypted_text {
-        return Ok(());
+    if let Some(payload) = types.payload(base) {
+        return Ok(payload);
     }
-    let hint = if element == encrypted_text {
-        "Cast an array to text[] and back in an UPDATE to encrypt its elements again."
+    let hint = if types.has(element) {
+        "Cast an array to one of the plain type and back in an UPDATE to encrypt its elements \
+         again."
     } else {
         ""
     };
@@ -95,9 +100,26 @@ pub(crate) fn check_type(
     })
 }
 
-/// The OID of the type, if the extension is there: what `colcrypt.inspect()` takes.
-pub(crate) fn encrypted_text() -> Option<pg_sys::Oid> {
-    static KNOWN: BackendLocal<Cell<Option<(u64, pg_sys::Oid)>>> =
+/// The OIDs of the encrypted types, each at the place of its [`Payload::index`].
+#[derive(Clone, Copy)]
+pub(crate) struct EncryptedTypes([pg_sys::Oid; Payload::ALL.len()]);
+
+impl EncryptedTypes {
+    /// What the values of the type are, if it is an encrypted one.
+    pub(crate) fn payload(&self, type_oid: pg_sys::Oid) -> Option<Payload> {
+        let types = self.0.into_iter().zip(Payload::ALL);
+        let mut types = types.filter(|(oid, _)| *oid != pg_sys::InvalidOid);
+        types.find_map(|(oid, payload)| (oid == type_oid).then_some(payload))
+    }
+
+    pub(crate) fn has(&self, type_oid: pg_sys::Oid) -> bool {
+        self.payload(type_oid).is_some()
+    }
+}
+
+/// The encrypted types, if the extension is there: what `colcrypt.inspect()` takes.
+pub(crate) fn encrypted_types() -> Option<EncryptedTypes> {
+    static KNOWN: BackendLocal<Cell<Option<(u64, EncryptedTypes)>>> =
         BackendLocal::new(Cell::new(None));
     let now = managed_keys::changes();
     if let Some((then, known)) = KNOWN.get()
@@ -117,16 +139,32 @@ pub(crate) fn encrypted_text() -> Option<pg_sys::Oid> {
         let none = pg_sys::Datum::null();
         let list = pg_sys::SearchSysCacheList(cache, 1, name, none, none);
         let members = (*list).members.as_slice((*list).n_members as usize);
-        let found = members.iter().find_map(|member| {
-            let tuple = &raw mut (**member).tuple;
-            let form: *mut pg_sys::FormData_pg_proc = pg_sys::GETSTRUCT(tuple).cast();
-            let is_ours = (*form).pronamespace == schema && (*form).pronargs == 1;
-            is_ours.then(|| *(*form).proargtypes.values.as_ptr())
-        });
+        let arguments: Vec<_> = members
+            .iter()
+            .filter_map(|member| {
+                let tuple = &raw mut (**member).tuple;
+                let form: *mut pg_sys::FormData_pg_proc = pg_sys::GETSTRUCT(tuple).cast();
+                let is_ours = (*form).pronamespace == schema && (*form).pronargs == 1;
+                is_ours.then(|| *(*form).proargtypes.values.as_ptr())
+            })
+            .collect();
         pg_sys::ReleaseCatCacheList(list);
-        let encrypted_text = found?;
-        KNOWN.set(Some((now, encrypted_text)));
-        Some(encrypted_text)
+        let mut types = EncryptedTypes([pg_sys::InvalidOid; Payload::ALL.len()]);
+        for argument in arguments {
+            let name = compat::type_name(argument).unwrap_or_default();
+            let plain = name.strip_prefix("encrypted_");
+            let payload = Payload::ALL
+                .into_iter()
+                .find(|payload| Some(payload.name()) == plain);
+            if let Some(payload) = payload {
+                types.0[payload.index()] = argument;
+            }
+        }
+        if types.0 == [pg_sys::InvalidOid; Payload::ALL.len()] {
+            return None;
+        }
+        KNOWN.set(Some((now, types)));
+        Some(types)
     }
 }
 
@@ -171,27 +209,24 @@ pub(crate) fn has_encrypted_column(oid: pg_sys::Oid) -> bool {
 
 /// Whether values of a type are encrypted, or hold encrypted ones.
 pub(crate) fn holds_encrypted(type_oid: pg_sys::Oid) -> bool {
-    encrypted_text().is_some_and(|encrypted| holds(type_oid, encrypted, 0))
+    encrypted_types().is_some_and(|types| holds(type_oid, &types, 0))
 }
 
-fn holds(type_oid: pg_sys::Oid, encrypted_text: pg_sys::Oid, depth: u8) -> bool {
+fn holds(type_oid: pg_sys::Oid, types: &EncryptedTypes, depth: u8) -> bool {
     if type_oid == pg_sys::InvalidOid {
         return false;
     }
     // SAFETY: catalog look-ups; the relation is opened and closed again.
     unsafe {
         let type_oid = pg_sys::getBaseType(type_oid);
-        if type_oid == encrypted_text || depth > 8 {
+        if types.has(type_oid) || depth > 8 {
             return true;
         }
         let parts = [
             pg_sys::get_element_type(type_oid),
             pg_sys::get_range_subtype(type_oid),
         ];
-        if parts
-            .into_iter()
-            .any(|part| holds(part, encrypted_text, depth + 1))
-        {
+        if parts.into_iter().any(|part| holds(part, types, depth + 1)) {
             return true;
         }
         let class = pg_sys::get_typ_typrelid(type_oid);
@@ -210,7 +245,7 @@ fn holds(type_oid: pg_sys::Oid, encrypted_text: pg_sys::Oid, depth: u8) -> bool 
         pg_sys::relation_close(relation, lock);
         members
             .into_iter()
-            .any(|member| holds(member, encrypted_text, depth + 1))
+            .any(|member| holds(member, types, depth + 1))
     }
 }
 

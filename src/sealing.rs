@@ -13,9 +13,12 @@ use zeroize::Zeroizing;
 use crate::backend_local::BackendLocal;
 use crate::error::{Error, Wire};
 use crate::gucs::{self, Input};
+use crate::keyring::ActiveRing;
 use crate::managed_keys::{self, DataKey};
 use crate::tally::{self, Operation};
 use crate::types::datum::Output;
+use crate::types::json;
+use crate::types::plain::Plain;
 use crate::{access, encoding, keyring};
 
 static NONCES: BackendLocal<RefCell<Option<NonceSource>>> = BackendLocal::new(RefCell::new(None));
@@ -104,60 +107,80 @@ impl Sealer {
         }
     }
 
-    /// Seals text of the database.
+    /// Seals a plaintext, text of the database where it is text.
     ///
     /// # Errors
     /// [`Error::NoKeyRing`], [`Error::UnknownPrimary`]; what unwrapping a managed
     /// key gives.
     #[inline]
-    pub(crate) fn seal<B: Output>(&self, text: &[u8]) -> Result<B, Error> {
-        self.seal_utf8(Operation::Encrypt, &encoding::to_utf8(text))
+    pub(crate) fn seal<B: Output>(&self, payload: Payload, plain: &[u8]) -> Result<B, Error> {
+        if payload.is_text() {
+            self.seal_utf8(Operation::Encrypt, payload, &encoding::to_utf8(plain))
+        } else {
+            self.seal_utf8(Operation::Encrypt, payload, plain)
+        }
     }
 
-    fn seal_utf8<B: Output>(&self, operation: Operation, plaintext: &[u8]) -> Result<B, Error> {
+    fn seal_utf8<B: Output>(
+        &self,
+        operation: Operation,
+        payload: Payload,
+        plaintext: &[u8],
+    ) -> Result<B, Error> {
+        let under_primary = |ring: &Rc<ActiveRing>| {
+            seal_under(
+                operation,
+                ring.primary()?,
+                gucs::suite(),
+                payload,
+                plaintext,
+            )
+        };
         match self {
             Self::Primary => {
                 let sealed = keyring::with_current(|ring| {
-                    managed_keys::ring_passed(ring)
-                        .then(|| seal_under(operation, ring.primary()?, gucs::suite(), plaintext))
+                    managed_keys::ring_passed(ring).then(|| under_primary(ring))
                 });
-                match sealed {
-                    Some(sealed) => sealed,
-                    None => seal_judged(operation, plaintext),
-                }
+                sealed.unwrap_or_else(|| {
+                    managed_keys::check_ring(managed_keys::Use::Seal)?;
+                    keyring::with_current(under_primary)
+                })
             }
-            Self::Managed(key) => seal_under(operation, key.key()?, key.suite(), plaintext),
+            Self::Managed(key) => {
+                seal_under(operation, key.key()?, key.suite(), payload, plaintext)
+            }
         }
     }
-}
-
-#[cold]
-fn seal_judged<B: Output>(operation: Operation, plaintext: &[u8]) -> Result<B, Error> {
-    managed_keys::check_ring(managed_keys::Use::Seal)?;
-    keyring::with_current(|ring| seal_under(operation, ring.primary()?, gucs::suite(), plaintext))
 }
 
 fn seal_under<B: Output>(
     operation: Operation,
     key: &Key,
     suite: Suite,
+    payload: Payload,
     plaintext: &[u8],
 ) -> Result<B, Error> {
     let mut sealed = B::zeroed(suite.sealed_len(plaintext.len()));
-    with_nonces(|nonces| key.seal(suite, Payload::Text, plaintext, nonces, sealed.bytes_mut()))?;
+    with_nonces(|nonces| key.seal(suite, payload, plaintext, nonces, sealed.bytes_mut()))?;
     tally::count(operation, suite, key.id(), plaintext.len());
     Ok(sealed)
 }
 
 /// What comes in as a value of a column with this modifier: plaintext, or with
-/// `colcrypt.input = 'ciphertext'` ciphertext in text form.
+/// `colcrypt.input = 'ciphertext'` ciphertext in text form. A document comes in the
+/// form that is sealed.
 ///
 /// # Errors
 /// [`Error::ReservedPrefix`] for plaintext that could be taken for ciphertext;
 /// those of [`Sealer::of_new_value`] and [`Sealer::seal`].
 #[inline]
-pub(crate) fn take_in<B: Output>(text: &[u8], modifier: i32, wire: Wire) -> Result<B, Error> {
-    take_in_under(text, wire, || Sealer::of_new_value(modifier))
+pub(crate) fn take_in<B: Output>(
+    payload: Payload,
+    plain: &[u8],
+    modifier: i32,
+    wire: Wire,
+) -> Result<B, Error> {
+    take_in_under(payload, plain, wire, || Sealer::of_new_value(modifier))
 }
 
 /// As [`take_in`], under a key that was chosen otherwise.
@@ -166,21 +189,23 @@ pub(crate) fn take_in<B: Output>(text: &[u8], modifier: i32, wire: Wire) -> Resu
 /// As [`take_in`].
 #[inline]
 pub(crate) fn take_in_under<B: Output>(
-    text: &[u8],
+    payload: Payload,
+    plain: &[u8],
     wire: Wire,
     sealer: impl FnOnce() -> Result<Sealer, Error>,
 ) -> Result<B, Error> {
+    let text = json::unquoted_if(payload, plain);
     match gucs::input() {
-        Input::Ciphertext => admit_ciphertext(text, wire),
+        Input::Ciphertext => admit_ciphertext(payload, text, wire),
         Input::Plaintext if is_reserved(text) => {
             if access::takes_ciphertext() {
-                admit_ciphertext(text, wire)
+                admit_ciphertext(payload, text, wire)
             } else {
                 Err(Error::ReservedPrefix(wire))
             }
         }
         Input::Plaintext => {
-            let sealed = sealer().and_then(|sealer| sealer.seal(text));
+            let sealed = sealer().and_then(|sealer| sealer.seal(payload, plain));
             sealed.inspect_err(|error| tally::count_failure(Operation::Encrypt, None, error))
         }
     }
@@ -191,9 +216,13 @@ pub(crate) fn take_in_under<B: Output>(
 ///
 /// # Errors
 /// [`Error::BadTextForm`], [`Error::Damaged`].
-pub(crate) fn admit_ciphertext<B: Output>(text: &[u8], wire: Wire) -> Result<B, Error> {
+pub(crate) fn admit_ciphertext<B: Output>(
+    payload: Payload,
+    text: &[u8],
+    wire: Wire,
+) -> Result<B, Error> {
     let stored = decode_text(text).map_err(|reason| Error::BadTextForm { reason, wire })?;
-    let opened = open_whoever_asks::<Zeroizing<Vec<u8>>>(&stored);
+    let opened = open_whoever_asks::<Zeroizing<Vec<u8>>>(payload, &stored);
     match opened.map_err(|error| *error) {
         Ok(_)
         | Err(
@@ -209,14 +238,7 @@ pub(crate) fn admit_ciphertext<B: Output>(text: &[u8], wire: Wire) -> Result<B, 
             return Err(error);
         }
     }
-    Ok(copied(&stored))
-}
-
-/// `bytes` as they are.
-pub(crate) fn copied<B: Output>(bytes: &[u8]) -> B {
-    let mut copy = B::zeroed(bytes.len());
-    copy.bytes_mut().copy_from_slice(bytes);
-    copy
+    Ok(B::copy_of(&stored))
 }
 
 /// Whom a value is opened for.
@@ -228,16 +250,17 @@ enum Reader {
     Itself,
 }
 
-/// Opens a stored value into text of the database.
+/// Opens a stored value: into text of the database where it is text, a document into
+/// the form that `jsonb` prints.
 ///
 /// # Errors
 /// [`Error::Malformed`], [`Error::NoKeyRing`], [`Error::UnknownKey`],
-/// [`Error::KeyNotGranted`], [`Error::Damaged`], [`Error::NotText`]; what
-/// unwrapping a managed key gives.
+/// [`Error::KeyNotGranted`], [`Error::Damaged`], [`Error::NotText`],
+/// [`Error::NotJson`]; what unwrapping a managed key gives.
 ///
 /// The error is in a box, so that the result fits into registers.
-pub(crate) fn open<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
-    open_for(Reader::User, stored)
+pub(crate) fn open<B: Output>(payload: Payload, stored: &[u8]) -> Result<B, Box<Error>> {
+    open_for(Reader::User, payload, stored)
         .inspect_err(|error| tally::count_failure(Operation::Decrypt, Some(stored), error))
 }
 
@@ -248,48 +271,86 @@ pub(crate) fn is_under_ring(stored: &[u8]) -> bool {
 }
 
 /// As [`open`], whatever key the current user may use: for what is not shown.
-pub(crate) fn open_whoever_asks<B: Output>(stored: &[u8]) -> Result<B, Box<Error>> {
-    open_for(Reader::Itself, stored)
+pub(crate) fn open_whoever_asks<B: Output>(
+    payload: Payload,
+    stored: &[u8],
+) -> Result<B, Box<Error>> {
+    open_for(Reader::Itself, payload, stored)
 }
 
 #[inline]
-fn open_for<B: Output>(reader: Reader, stored: &[u8]) -> Result<B, Box<Error>> {
+fn open_for<B: Output>(reader: Reader, payload: Payload, stored: &[u8]) -> Result<B, Box<Error>> {
     let stored = Stored::parse(stored)?;
     let mut opened = B::zeroed(stored.plaintext_capacity());
-    let len = open_into(reader, &stored, opened.bytes_mut())?;
+    let len = open_into(reader, payload, &stored, opened.bytes_mut())?;
     opened.truncate(len);
     if reader == Reader::User {
         tally::count(Operation::Decrypt, stored.suite(), stored.key_id(), len);
     }
+    if !payload.is_text() {
+        return Ok(opened);
+    }
     check_text(opened.bytes_mut()).ok_or_else(|| Error::NotText {
         key: stored.key_id(),
     })?;
-    if encoding::is_utf8() {
+    if encoding::is_utf8() && !is_foreign(payload, stored.suite()) {
         return Ok(opened);
     }
-    let text = encoding::from_utf8(opened.bytes_mut())?;
-    let mut converted = B::zeroed(text.len());
-    converted.bytes_mut().copy_from_slice(&text);
-    Ok(converted)
+    let document = in_own_form(payload, &stored, opened.bytes_mut())?;
+    Ok(B::copy_of(&encoding::from_utf8(&document)?))
+}
+
+/// Whether a document may be in another form than the one that is sealed here:
+/// whoever has the key makes Fernet tokens of whatever JSON he likes.
+fn is_foreign(payload: Payload, suite: Suite) -> bool {
+    payload == Payload::Jsonb && suite == Suite::Fernet
+}
+
+/// A plaintext in the form that is sealed here, in UTF-8 if it is text.
+fn in_own_form<'a>(
+    payload: Payload,
+    stored: &Stored<'_>,
+    plaintext: &'a [u8],
+) -> Result<Plain<'a>, Error> {
+    if !is_foreign(payload, stored.suite()) {
+        return Ok(Plain::Borrowed(plaintext));
+    }
+    match json::normalized_utf8(plaintext) {
+        Ok(document) => Ok(Plain::Made(document)),
+        Err(Error::InvalidLiteral { .. }) => Err(Error::NotJson {
+            key: stored.key_id(),
+        }),
+        Err(error) => Err(error),
+    }
 }
 
 /// Opens a stored value into `out`, as long as its plaintext can be, and gives the
 /// plaintext's length.
 #[inline]
-fn open_into(reader: Reader, stored: &Stored<'_>, out: &mut [u8]) -> Result<usize, Box<Error>> {
+fn open_into(
+    reader: Reader,
+    payload: Payload,
+    stored: &Stored<'_>,
+    out: &mut [u8],
+) -> Result<usize, Box<Error>> {
     let opened = keyring::with_current(|ring| {
         let key = ring.get(stored.key_id())?;
-        Some(open_under(key, stored, out))
+        Some(open_under(key, payload, stored, out))
     });
     match opened {
         Some(opened) => opened,
-        None => open_managed(reader, stored, out),
+        None => open_managed(reader, payload, stored, out),
     }
 }
 
 /// As `open_into`, for a value that no key of the ring has sealed.
 #[inline(never)]
-fn open_managed(reader: Reader, stored: &Stored<'_>, out: &mut [u8]) -> Result<usize, Box<Error>> {
+fn open_managed(
+    reader: Reader,
+    payload: Payload,
+    stored: &Stored<'_>,
+    out: &mut [u8],
+) -> Result<usize, Box<Error>> {
     let id = stored.key_id();
     let Some(key) = managed_keys::by_id(id)? else {
         return Err(keyring::with_current(|ring| ring.missing(id)).into());
@@ -297,36 +358,44 @@ fn open_managed(reader: Reader, stored: &Stored<'_>, out: &mut [u8]) -> Result<u
     if reader == Reader::User {
         key.check_granted()?;
     }
-    open_under(key.key()?, stored, out)
+    open_under(key.key()?, payload, stored, out)
 }
 
 #[inline]
-fn open_under(key: &Key, stored: &Stored<'_>, out: &mut [u8]) -> Result<usize, Box<Error>> {
-    key.open(stored, Payload::Text, out)
+fn open_under(
+    key: &Key,
+    payload: Payload,
+    stored: &Stored<'_>,
+    out: &mut [u8],
+) -> Result<usize, Box<Error>> {
+    key.open(stored, payload, out)
         .map_err(|error| Box::new(Error::damaged(key.id())(error)))
 }
 
 /// Opens a stored value into `room`, which the caller reuses, and gives the
-/// plaintext in UTF-8. Bytes for bytes: what is text is not asked, nor whether the
-/// current user may use the key. Counted as `operation`, if that is what it is.
+/// plaintext, in UTF-8 and in the form that is sealed. Bytes for bytes: what is text is
+/// not asked, nor whether the current user may use the key. Counted as `operation`, if
+/// that is what it is.
 ///
 /// # Errors
 /// As [`open_whoever_asks`], but for [`Error::NotText`].
 pub(crate) fn open_utf8<'a>(
     operation: Option<Operation>,
+    payload: Payload,
     stored: &[u8],
     room: &'a mut Zeroizing<Vec<u8>>,
-) -> Result<&'a [u8], Error> {
+) -> Result<Plain<'a>, Error> {
     let stored = Stored::parse(stored)?;
     let capacity = stored.plaintext_capacity();
     if room.len() < capacity {
         *room = Zeroizing::new(vec![0; capacity]);
     }
-    let len = open_into(Reader::Itself, &stored, &mut room[..capacity]).map_err(|error| *error)?;
+    let out = &mut room[..capacity];
+    let len = open_into(Reader::Itself, payload, &stored, out).map_err(|error| *error)?;
     if let Some(operation) = operation {
         tally::count(operation, stored.suite(), stored.key_id(), len);
     }
-    Ok(&room[..len])
+    in_own_form(payload, &stored, &room[..len])
 }
 
 /// Opens a value and seals it again. `room` is for the plaintext.
@@ -334,12 +403,13 @@ pub(crate) fn open_utf8<'a>(
 /// # Errors
 /// As [`open_utf8`] and [`Sealer::seal`].
 pub(crate) fn reseal<B: Output>(
+    payload: Payload,
     stored: &[u8],
     sealer: &Sealer,
     room: &mut Zeroizing<Vec<u8>>,
 ) -> Result<B, Error> {
-    open_utf8(None, stored, room)
-        .and_then(|plaintext| sealer.seal_utf8(Operation::Rotate, plaintext))
+    open_utf8(None, payload, stored, room)
+        .and_then(|plaintext| sealer.seal_utf8(Operation::Rotate, payload, &plaintext))
         .inspect_err(|error| tally::count_failure(Operation::Rotate, Some(stored), error))
 }
 
@@ -349,21 +419,21 @@ pub(crate) fn reseal<B: Output>(
 ///
 /// # Errors
 /// [`Error::KeyNotGranted`]; as [`reseal`].
-pub(crate) fn fit<B: Output>(stored: &[u8], modifier: i32) -> Result<B, Error> {
+pub(crate) fn fit<B: Output>(payload: Payload, stored: &[u8], modifier: i32) -> Result<B, Error> {
     if modifier != NO_MODIFIER {
         let header = Stored::parse(stored)?;
         if is_brought(header.key_id()) {
-            return Ok(copied(stored));
+            return Ok(B::copy_of(stored));
         }
         let sealer = Sealer::of_modifier(modifier)?;
         if (header.suite(), header.key_id()) != sealer.header()? {
             access::check_key(stored).inspect_err(|error| {
                 tally::count_failure(Operation::Rotate, Some(stored), error);
             })?;
-            return reseal(stored, &sealer, &mut Zeroizing::new(Vec::new()));
+            return reseal(payload, stored, &sealer, &mut Zeroizing::new(Vec::new()));
         }
     }
-    Ok(copied(stored))
+    Ok(B::copy_of(stored))
 }
 
 /// Whether a value came in as ciphertext, as far as can be told: it is stored as it

@@ -12,7 +12,6 @@ mod target;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use crate::compat;
 use crate::error::Error;
 use rewrite::Rotation;
 use target::Target;
@@ -23,7 +22,6 @@ fn rotate_column(
     column_name: Option<&core::ffi::CStr>,
     batch_size: Option<i32>,
     max_rows: Option<i64>,
-    call: pg_sys::FunctionCallInfo,
 ) -> Result<i64, ErrorReport> {
     let not_null = |what| {
         move || Error::Parameter {
@@ -52,11 +50,8 @@ fn rotate_column(
     }
     // SAFETY: raises an error in a read-only transaction and on a standby.
     unsafe { pg_sys::PreventCommandIfReadOnly(c"rotate_column()".as_ptr()) };
-    // SAFETY: `call` is the call of the SQL function, which has an OID.
-    let schema = unsafe { pg_sys::get_func_namespace((*(*call).flinfo).fn_oid) };
-    let encrypted_text = compat::type_oid(c"encrypted_text", schema);
 
-    let target = Target::resolve(relation, column, encrypted_text)?;
+    let target = Target::resolve(relation, column)?;
     let mut rotation = Rotation::new(batch_size, max_rows)?;
     for table in target.tables() {
         if rotation.is_done() {

@@ -16,8 +16,7 @@ use super::target::Table;
 use crate::error::Error;
 use crate::relations::relation_name;
 use crate::sealing::{self, Sealer};
-use crate::types::datum::{Varlena, first_bytes};
-use crate::types::encrypted_text::EncryptedTextBuf;
+use crate::types::datum::{Varlena, VarlenaBuf, first_bytes};
 use crate::{compat, keyring};
 
 /// How often a long rotation says how far it is.
@@ -308,7 +307,12 @@ impl Walk {
                 let Some((value, sealer)) = self.stale_value(fresh)? else {
                     return Ok(Outcome::Skipped);
                 };
-                self.fill_new_row(sealing::reseal(&value, sealer, plaintext)?);
+                self.fill_new_row(sealing::reseal(
+                    self.table.payload,
+                    &value,
+                    sealer,
+                    plaintext,
+                )?);
                 self.compute_generated_columns();
                 let mut row = (*self.old).tts_tid;
                 let mut failure = pg_sys::TM_FailureData::default();
@@ -375,8 +379,8 @@ impl Walk {
     unsafe fn stale_value<'a>(
         &self,
         fresh: &'a mut Fresh,
-    ) -> Result<Option<(Varlena<'_, ()>, &'a Sealer)>, Error> {
-        // SAFETY: `old` holds a row; the attribute is of type encrypted_text.
+    ) -> Result<Option<(Varlena<'_>, &'a Sealer)>, Error> {
+        // SAFETY: `old` holds a row; the attribute is of an encrypted type.
         unsafe {
             let mut is_null = false;
             let attribute = i32::from(self.table.attribute);
@@ -391,7 +395,7 @@ impl Walk {
     }
 
     /// Fills `new` with the row of `old` and the new value.
-    unsafe fn fill_new_row(&self, value: EncryptedTextBuf) {
+    unsafe fn fill_new_row(&self, value: VarlenaBuf) {
         // SAFETY: both slots have the table's columns; what `new` borrows from
         // `old` and from row memory lives until the update has copied it.
         unsafe {

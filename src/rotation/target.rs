@@ -2,10 +2,13 @@
 
 use core::ffi::{CStr, c_char};
 
+use colcrypt_core::Payload;
 use pgrx::prelude::*;
 
 use crate::error::Error;
-use crate::relations::{check_type, find_column, find_modifier, relation_kind, relation_name};
+use crate::relations::{
+    find_column, find_modifier, payload_of_column, relation_kind, relation_name,
+};
 use crate::{audit, compat};
 
 /// Locked tables with the column in each.
@@ -18,6 +21,8 @@ pub(super) struct Target {
 pub(super) struct Table {
     pub(super) oid: pg_sys::Oid,
     pub(super) attribute: i16,
+    /// What its values are.
+    pub(super) payload: Payload,
     /// The type modifier of the column, which names its key.
     pub(super) modifier: i32,
 }
@@ -28,13 +33,9 @@ impl Target {
     ///
     /// # Errors
     /// The caller must own the table; it must be an ordinary or partitioned
-    /// table, the column must be there and of type encrypted_text, or a domain
-    /// over it.
-    pub(super) fn resolve(
-        relation: pg_sys::Oid,
-        column: &CStr,
-        encrypted_text: pg_sys::Oid,
-    ) -> Result<Self, Error> {
+    /// table, the column must be there and of an encrypted type, or a domain over
+    /// one.
+    pub(super) fn resolve(relation: pg_sys::Oid, column: &CStr) -> Result<Self, Error> {
         let lock = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
         // SAFETY: locking an OID that is no relation does no harm.
         unsafe { pg_sys::LockRelationOid(relation, lock) };
@@ -48,7 +49,7 @@ impl Target {
             audit::add_relations([relation].into_iter());
         }
         let attribute = find_column(relation, column, &name)?;
-        check_type(relation, attribute, column, &name, encrypted_text)?;
+        let payload = payload_of_column(relation, attribute, column, &name)?;
         if is_generated(relation, attribute) {
             let column = column.to_string_lossy().into_owned();
             return Err(Error::GeneratedColumn { column });
@@ -64,6 +65,7 @@ impl Target {
                     tables.push(Table {
                         oid,
                         attribute,
+                        payload,
                         modifier: find_modifier(oid, attribute),
                     });
                 }

@@ -9,25 +9,28 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
+use colcrypt_core::Payload;
 use pgrx::prelude::*;
 
 use super::{Operand, Purpose};
-use crate::types::datum::{Detoasted, per_value_function, stored_size};
+use crate::types::EncryptedType;
+use crate::types::datum::{Call, Detoasted, stored_size};
 
 /// Wider values are taken for distinct and not opened, as PostgreSQL does.
 const WIDTH_THRESHOLD: usize = 1024;
 
-per_value_function!("encrypted_text_typanalyze", |call| {
-    // SAFETY: declared as (internal), a VacAttrStats, for ANALYZE to call.
+/// `_typanalyze(internal)`
+pub(crate) fn typanalyze<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
+    // SAFETY: declared so, with a VacAttrStats, for ANALYZE to call.
     let keep = unsafe {
         let stats: *mut pg_sys::VacAttrStats = call.internal(0);
         // For the number of rows to sample.
         let keep = pg_sys::std_typanalyze(stats);
-        (*stats).compute_stats = Some(compute_stats);
+        (*stats).compute_stats = Some(compute_stats::<T>);
         keep
     };
     keep.into()
-});
+}
 
 /// What a sample of rows tells.
 #[derive(Default)]
@@ -44,7 +47,7 @@ struct Sample {
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn compute_stats(
+unsafe extern "C-unwind" fn compute_stats<T: EncryptedType>(
     stats: pg_sys::VacAttrStatsP,
     fetch: pg_sys::AnalyzeAttrFetchFunc,
     sample_rows: i32,
@@ -63,7 +66,7 @@ unsafe extern "C-unwind" fn compute_stats(
             if is_null {
                 sample.nulls += 1;
             } else {
-                sample.add(value, &hasher);
+                sample.add(T::PAYLOAD, value, &hasher);
             }
         }
     }
@@ -80,7 +83,7 @@ unsafe extern "C-unwind" fn compute_stats(
 impl Sample {
     /// # Safety
     /// `value` is a stored value.
-    unsafe fn add(&mut self, value: pg_sys::Datum, hasher: &RandomState) {
+    unsafe fn add(&mut self, payload: Payload, value: pg_sys::Datum, hasher: &RandomState) {
         self.values += 1;
         // SAFETY: by the caller's word.
         let size = unsafe { stored_size(value) };
@@ -90,7 +93,7 @@ impl Sample {
             return;
         }
         // SAFETY: by the caller's word.
-        let operand = Operand::Sealed(unsafe { Detoasted::from_raw(value) });
+        let operand = Operand::Sealed(payload, unsafe { Detoasted::from_raw(value) });
         // Who may not compare does not count what is equal either.
         let opened = operand
             .check(Purpose::Query)

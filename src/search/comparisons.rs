@@ -9,7 +9,7 @@ use pgrx::prelude::*;
 
 use crate::error::Error;
 use crate::gucs::{self, Access};
-use crate::relations::{encrypted_text, find_modifier, holds_encrypted, members};
+use crate::relations::{EncryptedTypes, encrypted_types, find_modifier, holds_encrypted, members};
 use crate::tally::{self, Operation};
 use crate::{access, compat, managed_keys};
 
@@ -56,7 +56,7 @@ pub(crate) unsafe extern "C-unwind" fn hide_indexes(
 
 /// What a query is searched for.
 struct Search {
-    encrypted_text: pg_sys::Oid,
+    types: EncryptedTypes,
     /// Whether every comparison is refused, or only those of columns under a key
     /// that the user may not use.
     all: bool,
@@ -65,11 +65,11 @@ struct Search {
 /// # Safety
 /// `find` walks a query or a plan.
 unsafe fn check(find: impl FnOnce(&mut Search) -> bool) -> Result<(), Error> {
-    let Some(encrypted_text) = encrypted_text() else {
+    let Some(types) = encrypted_types() else {
         return Ok(());
     };
     let mut search = Search {
-        encrypted_text,
+        types,
         all: access::check_compare().is_err(),
     };
     // If the tables cannot be read, the functions that compare say so.
@@ -129,7 +129,7 @@ impl Search {
                 (pg_sys::get_atttype((*index).rd_id, number as i16 + 1), -1)
             };
             let base = pg_sys::getBaseTypeAndTypmod(declared, &raw mut modifier);
-            if base == self.encrypted_text {
+            if self.types.has(base) {
                 // A column without a key of its own may hold values under any.
                 return self.all || modifier < 0 || self.is_refused(modifier);
             }
@@ -226,7 +226,8 @@ impl Search {
             };
             (0..count).any(|number| {
                 let cell = (*operation.colTypmods).elements.add(number as usize);
-                pg_sys::list_nth_oid(operation.colTypes, number) == self.encrypted_text
+                self.types
+                    .has(pg_sys::list_nth_oid(operation.colTypes, number))
                     && self.is_refused((*cell).int_value)
             })
         }
@@ -249,8 +250,8 @@ impl Search {
             let mut modifier = pg_sys::exprTypmod(expression);
             let type_oid =
                 pg_sys::getBaseTypeAndTypmod(pg_sys::exprType(expression), &raw mut modifier);
-            let encrypted = type_oid == self.encrypted_text
-                || pg_sys::get_element_type(type_oid) == self.encrypted_text;
+            let encrypted =
+                self.types.has(type_oid) || self.types.has(pg_sys::get_element_type(type_oid));
             encrypted && self.is_refused(modifier)
         }
     }
@@ -265,7 +266,7 @@ impl Search {
         let (mut left, mut right) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
         // SAFETY: an operator of an analyzed query exists.
         unsafe { pg_sys::op_input_types(operator, &raw mut left, &raw mut right) };
-        [left, right].contains(&self.encrypted_text)
+        self.types.has(left) || self.types.has(right)
     }
 }
 

@@ -4,17 +4,21 @@
 
 mod analyze;
 pub(crate) mod comparisons;
-mod operators;
+pub(crate) mod operators;
 pub(crate) mod prepare;
 mod sort;
 mod tags;
 
+pub(crate) use analyze::typanalyze;
+pub(crate) use operators::search_functions;
+pub(crate) use sort::sort_support;
 pub(crate) use tags::forget_plaintexts;
 
 use core::cell::RefCell;
 use core::cmp::Ordering;
+use core::marker::PhantomData;
 
-use colcrypt_core::{Tag, TagMemory};
+use colcrypt_core::{Payload, Tag, TagMemory, with_canonical_numbers};
 use zeroize::Zeroizing;
 
 use crate::access;
@@ -24,14 +28,40 @@ use crate::encoding;
 use crate::error::Error;
 use crate::sealing;
 use crate::tally::{self, Operation};
+use crate::types::EncryptedType;
 use crate::types::datum::Detoasted;
+use crate::types::json;
 
 /// One side of a comparison.
-enum Operand<'a> {
+pub(crate) enum Operand<'a> {
     /// A stored value.
-    Sealed(Detoasted<'a>),
-    /// Text of the database.
-    Plain(Detoasted<'a>),
+    Sealed(Payload, Detoasted<'a>),
+    /// A value of the plain type.
+    Plain(Payload, Detoasted<'a>),
+}
+
+/// The type of an operand, for functions that are declared for it.
+pub(crate) trait Side {
+    fn operand(value: Detoasted<'_>) -> Operand<'_>;
+}
+
+/// An encrypted type.
+pub(crate) struct Sealed<T>(PhantomData<T>);
+/// Its plain type.
+pub(crate) struct Plain<T>(PhantomData<T>);
+
+impl<T: EncryptedType> Side for Sealed<T> {
+    #[inline]
+    fn operand(value: Detoasted<'_>) -> Operand<'_> {
+        Operand::Sealed(T::PAYLOAD, value)
+    }
+}
+
+impl<T: EncryptedType> Side for Plain<T> {
+    #[inline]
+    fn operand(value: Detoasted<'_>) -> Operand<'_> {
+        Operand::Plain(T::PAYLOAD, value)
+    }
 }
 
 /// Where plaintexts are put for as long as they are looked at, one for each side.
@@ -45,18 +75,38 @@ type Room = Option<Zeroizing<Vec<u8>>>;
 /// Room that is kept between values, in bytes.
 const KEPT_ROOM: usize = 8192;
 
-/// Lends the plaintext of a stored value in UTF-8, which is wiped afterwards.
+/// Lends the plaintext of a stored value, which is wiped afterwards: in the form that
+/// equal values share, in UTF-8 if it is text.
 ///
 /// # Errors
 /// As [`sealing::open_utf8`].
-fn with_opened<T>(side: usize, stored: &[u8], work: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
+fn with_opened<T>(
+    side: usize,
+    payload: Payload,
+    stored: &[u8],
+    work: impl FnOnce(&[u8]) -> T,
+) -> Result<T, Error> {
     let mut room = ROOMS[side].borrow_mut();
     let mut room = Wiped {
         room: room.get_or_insert_with(Zeroizing::default),
         used: 0,
     };
-    room.used = sealing::open_utf8(Some(Operation::Compare), stored, room.room)?.len();
-    Ok(work(&room.room[..room.used]))
+    let plaintext = sealing::open_utf8(Some(Operation::Compare), payload, stored, room.room)?;
+    // Longer than what was opened, which may have been made into something else.
+    room.used = stored.len();
+    Ok(with_canonical(payload, &plaintext, work))
+}
+
+/// Lends a plaintext in the form that equal ones share.
+#[inline]
+fn with_canonical<T>(payload: Payload, plaintext: &[u8], work: impl FnOnce(&[u8]) -> T) -> T {
+    match payload {
+        Payload::Text | Payload::Bytea => work(plaintext),
+        Payload::Jsonb => match with_canonical_numbers(plaintext) {
+            Some(canonical) => work(&canonical),
+            None => work(plaintext),
+        },
+    }
 }
 
 /// Wipes what was used of a room, also if an error unwinds.
@@ -70,7 +120,8 @@ impl Drop for Wiped<'_> {
         if self.room.len() > KEPT_ROOM {
             *self.room = Zeroizing::default();
         } else {
-            self.room[..self.used].fill(0);
+            let used = self.used.min(self.room.len());
+            self.room[..used].fill(0);
             // The compiler may not leave the wiping away.
             core::hint::black_box(self.room.as_ptr());
         }
@@ -78,10 +129,21 @@ impl Drop for Wiped<'_> {
 }
 
 impl Operand<'_> {
+    fn payload(&self) -> Payload {
+        let (Self::Sealed(payload, _) | Self::Plain(payload, _)) = self;
+        *payload
+    }
+
     fn with_plaintext<T>(&self, side: usize, work: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
         match self {
-            Self::Plain(text) => Ok(work(&encoding::to_utf8(text))),
-            Self::Sealed(stored) => with_opened(side, stored, work),
+            Self::Plain(Payload::Text, text) => Ok(work(&encoding::to_utf8(text))),
+            Self::Plain(Payload::Bytea, bytes) => Ok(work(bytes)),
+            Self::Plain(Payload::Jsonb, document) => {
+                let printed = json::print(document);
+                let utf8 = encoding::to_utf8(&printed);
+                Ok(with_canonical(Payload::Jsonb, &utf8, work))
+            }
+            Self::Sealed(payload, stored) => with_opened(side, *payload, stored, work),
         }
     }
 
@@ -99,8 +161,8 @@ impl Operand<'_> {
             return Ok(());
         }
         match self {
-            Self::Sealed(stored) => access::check_compare_value(stored),
-            Self::Plain(_) => access::check_compare(),
+            Self::Sealed(_, stored) => access::check_compare_value(stored),
+            Self::Plain(..) => access::check_compare(),
         }
     }
 
@@ -112,23 +174,23 @@ impl Operand<'_> {
             self.count_failure(&error);
             return Err(error);
         }
-        let (Self::Sealed(bytes) | Self::Plain(bytes)) = self;
+        let (Self::Sealed(_, bytes) | Self::Plain(_, bytes)) = self;
         Ok(Tag::stand_in(bytes))
     }
 
     fn count_failure(&self, error: &Error) {
         let stored = match self {
-            Self::Sealed(stored) => Some(&**stored),
-            Self::Plain(_) => None,
+            Self::Sealed(_, stored) => Some(&**stored),
+            Self::Plain(..) => None,
         };
         tally::count_failure(Operation::Compare, stored, error);
     }
 
     fn made_tag(&self) -> Result<Tag, Error> {
-        tags::with_memory(|memory| {
+        tags::with_memory(self.payload(), |memory| {
             let tag = self.with_plaintext(0, |plaintext| memory.tag(plaintext))?;
             // Next, a hash table compares it with what it has.
-            if let Self::Sealed(stored) = self {
+            if let Self::Sealed(_, stored) = self {
                 memory.hold(0, false, stored, tag);
                 memory.hold(1, false, stored, tag);
             }
@@ -140,8 +202,8 @@ impl Operand<'_> {
     /// what is looked for there.
     fn remembered_tag(&self, side: usize, memory: &mut TagMemory) -> Result<Tag, Error> {
         let (plain, bytes) = match self {
-            Self::Plain(text) => (true, text),
-            Self::Sealed(stored) => (false, stored),
+            Self::Plain(_, bytes) => (true, bytes),
+            Self::Sealed(_, stored) => (false, stored),
         };
         if let Some(tag) = memory.held(side, plain, bytes) {
             return Ok(tag);
@@ -191,8 +253,8 @@ fn equal(left: &Operand<'_>, right: &Operand<'_>, purpose: Purpose) -> Result<bo
 }
 
 fn equal_plaintexts(left: &Operand<'_>, right: &Operand<'_>) -> Result<bool, Error> {
-    if let (Operand::Sealed(a), Operand::Sealed(b)) = (left, right)
-        && let Some(equal) = tags::equal_if_known(a, b)?
+    if let (Operand::Sealed(payload, a), Operand::Sealed(_, b)) = (left, right)
+        && let Some(equal) = tags::equal_if_known(*payload, a, b)?
     {
         return Ok(equal);
     }
@@ -202,7 +264,7 @@ fn equal_plaintexts(left: &Operand<'_>, right: &Operand<'_>) -> Result<bool, Err
 /// Orders two values by their tags.
 fn compare(left: &Operand<'_>, right: &Operand<'_>, purpose: Purpose) -> Result<Ordering, Error> {
     let ordering = check_both(left, right, purpose).and_then(|()| {
-        tags::with_memory(|memory| {
+        tags::with_memory(left.payload(), |memory| {
             let left = left.remembered_tag(0, memory)?;
             Ok(left.cmp(&right.remembered_tag(1, memory)?))
         })

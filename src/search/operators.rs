@@ -1,89 +1,122 @@
 //! The operators, and the functions that the operator families are made of.
-//! `sql/search.sql` declares them for each pair of encrypted_text (e) and
-//! text (t).
+//! `sql/search.sql` declares them for each pair of an encrypted type (e) and its
+//! plain type (p).
 
 use core::cmp::Ordering;
 
+use colcrypt_core::Tag;
 use pgrx::prelude::*;
 
-use super::{Operand, Purpose, compare, equal};
+use super::{Operand, Purpose, Side, compare, equal};
 use crate::error::Error;
 use crate::types::datum::{Call, per_value_function};
 use crate::{access, compat};
 
-/// An argument as `Operand::Sealed` or `Operand::Plain`.
-macro_rules! operand {
-    ($kind:ident, $call:ident, $number:literal) => {
-        // SAFETY: declared with an argument of this type, strict.
-        Operand::$kind(unsafe { $call.detoasted($number) })
-    };
-}
+/// Defines the operators and support functions of an encrypted type.
+macro_rules! search_functions {
+    ($name:literal, $type:ty) => {
+        const _: () = {
+            use $crate::search::operators::*;
+            use $crate::types::datum::per_value_function;
 
-macro_rules! operator {
-    ($symbol:expr, $left:ident, $right:ident, $function:expr) => {
-        per_value_function!($symbol, |call| {
-            let call: Call<'_> = call;
-            let function: fn(&Operand<'_>, &Operand<'_>, Purpose) -> Result<_, Error> = $function;
-            let left = operand!($left, call, 0);
-            let right = operand!($right, call, 1);
-            let purpose = purpose_of_operator(&call);
-            Error::unwrap_or_raise(function(&left, &right, purpose)).into()
+            type E = $crate::search::Sealed<$type>;
+            type P = $crate::search::Plain<$type>;
+    $crate::search::search_functions!(@pair $name, "_ee", E, E);
+    $crate::search::search_functions!(@pair $name, "_ep", E, P);
+    $crate::search::search_functions!(@pair $name, "_pe", P, E);
+    $crate::search::search_functions!(@pair $name, "_pp", P, P);
+    $crate::search::search_functions!(@one $name, "", E);
+    $crate::search::search_functions!(@one $name, "_plain", P);
+            per_value_function!(concat!($name, "_typanalyze"), |call| {
+                $crate::search::typanalyze::<$type>(&call)
+            });
+        };
+    };
+    (@pair $name:literal, $suffix:literal, $left:ty, $right:ty) => {
+        per_value_function!(concat!($name, "_eq", $suffix), |call| {
+            is_equal::<$left, $right>(&call).into()
+        });
+        per_value_function!(concat!($name, "_ne", $suffix), |call| {
+            (!is_equal::<$left, $right>(&call)).into()
+        });
+        per_value_function!(concat!($name, "_lt", $suffix), |call| {
+            order::<$left, $right>(&call).is_lt().into()
+        });
+        per_value_function!(concat!($name, "_le", $suffix), |call| {
+            order::<$left, $right>(&call).is_le().into()
+        });
+        per_value_function!(concat!($name, "_ge", $suffix), |call| {
+            order::<$left, $right>(&call).is_ge().into()
+        });
+        per_value_function!(concat!($name, "_gt", $suffix), |call| {
+            order::<$left, $right>(&call).is_gt().into()
+        });
+        per_value_function!(concat!($name, "_cmp", $suffix), |call| {
+            index_order::<$left, $right>(&call).into()
+        });
+    };
+    (@one $name:literal, $suffix:literal, $side:ty) => {
+        per_value_function!(concat!($name, "_hash", $suffix), |call| {
+            hash::<$side>(&call)
+        });
+        per_value_function!(concat!($name, "_hash_extended", $suffix), |call| {
+            hash_extended::<$side>(&call)
+        });
+        per_value_function!(concat!($name, "_sortsupport", $suffix), |call| {
+            $crate::search::sort_support::<$side>(&call)
         });
     };
 }
+pub(crate) use search_functions;
 
-/// All functions of one pair of types; the suffix tells the pairs apart.
-macro_rules! operators {
-    ($suffix:literal, $left:ident, $right:ident) => {
-        operator!(concat!("encrypted_text_eq_", $suffix), $left, $right, equal);
-        operator!(
-            concat!("encrypted_text_ne_", $suffix),
-            $left,
-            $right,
-            |a, b, purpose| { equal(a, b, purpose).map(|equal| !equal) }
-        );
-        operator!(
-            concat!("encrypted_text_lt_", $suffix),
-            $left,
-            $right,
-            |a, b, purpose| { compare(a, b, purpose).map(Ordering::is_lt) }
-        );
-        operator!(
-            concat!("encrypted_text_le_", $suffix),
-            $left,
-            $right,
-            |a, b, purpose| { compare(a, b, purpose).map(Ordering::is_le) }
-        );
-        operator!(
-            concat!("encrypted_text_ge_", $suffix),
-            $left,
-            $right,
-            |a, b, purpose| { compare(a, b, purpose).map(Ordering::is_ge) }
-        );
-        operator!(
-            concat!("encrypted_text_gt_", $suffix),
-            $left,
-            $right,
-            |a, b, purpose| { compare(a, b, purpose).map(Ordering::is_gt) }
-        );
-        per_value_function!(concat!("encrypted_text_cmp_", $suffix), |call| {
-            let call: Call<'_> = call;
-            if compat::in_vacuum() {
-                way_to_the_left(&call).into()
-            } else {
-                let left = operand!($left, call, 0);
-                let right = operand!($right, call, 1);
-                let purpose = purpose_of_order(&call);
-                (Error::unwrap_or_raise(compare(&left, &right, purpose)) as i32).into()
-            }
-        });
-    };
+/// Both arguments of an operator's function.
+fn operands<'a, L: Side, R: Side>(call: &Call<'a>) -> (Operand<'a>, Operand<'a>) {
+    // SAFETY: declared with two varlenas, strict.
+    let (left, right) = unsafe { (call.detoasted(0), call.detoasted(1)) };
+    (L::operand(left), R::operand(right))
 }
 
-operators!("ee", Sealed, Sealed);
-operators!("et", Sealed, Plain);
-operators!("te", Plain, Sealed);
-operators!("tt", Plain, Plain);
+/// The operators `=` and `<>`.
+#[inline]
+pub(crate) fn is_equal<L: Side, R: Side>(call: &Call<'_>) -> bool {
+    let (left, right) = operands::<L, R>(call);
+    Error::unwrap_or_raise(equal(&left, &right, purpose_of_operator(call)))
+}
+
+/// The operators of the btree families.
+pub(crate) fn order<L: Side, R: Side>(call: &Call<'_>) -> Ordering {
+    let (left, right) = operands::<L, R>(call);
+    Error::unwrap_or_raise(compare(&left, &right, purpose_of_operator(call)))
+}
+
+/// Support function 1 of the btree families.
+#[inline]
+pub(crate) fn index_order<L: Side, R: Side>(call: &Call<'_>) -> i32 {
+    if compat::in_vacuum() {
+        return way_to_the_left(call);
+    }
+    let (left, right) = operands::<L, R>(call);
+    Error::unwrap_or_raise(compare(&left, &right, purpose_of_order(call))) as i32
+}
+
+/// Support function 1 of the hash families.
+#[inline]
+pub(crate) fn hash<S: Side>(call: &Call<'_>) -> pg_sys::Datum {
+    (hashed_tag::<S>(call).hash() as i32).into()
+}
+
+/// Support function 2 of the hash families.
+pub(crate) fn hash_extended<S: Side>(call: &Call<'_>) -> pg_sys::Datum {
+    // SAFETY: declared with a bigint as second argument, strict.
+    let seed = unsafe { call.int8(1) };
+    (hashed_tag::<S>(call).hash_extended(seed as u64) as i64).into()
+}
+
+fn hashed_tag<S: Side>(call: &Call<'_>) -> Tag {
+    // SAFETY: declared with a varlena as first argument, strict.
+    let operand = S::operand(unsafe { call.detoasted(0) });
+    Error::unwrap_or_raise(operand.tag(purpose_of_hash(call)))
+}
 
 /// What support function 1 of the btree families gives to VACUUM. VACUUM compares
 /// only to find the way from the root to the parent of a page that it deletes
@@ -169,39 +202,8 @@ fn upkeep_if(upkeep: bool) -> Purpose {
     }
 }
 
-/// Support function 1 of the hash families.
-macro_rules! hash {
-    ($symbol:literal, $extended:literal, $kind:ident) => {
-        per_value_function!($symbol, |call| {
-            let call: Call<'_> = call;
-            let purpose = purpose_of_hash(&call);
-            let tag = Error::unwrap_or_raise(operand!($kind, call, 0).tag(purpose));
-            (tag.hash() as i32).into()
-        });
-        per_value_function!($extended, |call| {
-            let call: Call<'_> = call;
-            // SAFETY: declared with a bigint as second argument, strict.
-            let seed = unsafe { call.int8(1) };
-            let purpose = purpose_of_hash(&call);
-            let tag = Error::unwrap_or_raise(operand!($kind, call, 0).tag(purpose));
-            (tag.hash_extended(seed as u64) as i64).into()
-        });
-    };
-}
-
-hash!(
-    "encrypted_text_hash_e",
-    "encrypted_text_hash_extended_e",
-    Sealed
-);
-hash!(
-    "encrypted_text_hash_t",
-    "encrypted_text_hash_extended_t",
-    Plain
-);
-
-// `<`, `<=`, `>=`, `>`: text's order would disagree with ORDER BY, which goes by
+// `<`, `<=`, `>=`, `>`: the plain type's order would disagree with ORDER BY, which goes by
 // tag, and whoever pages through rows by them would lose some.
-per_value_function!("encrypted_text_no_order", |_call| {
+per_value_function!("encrypted_no_order", |_call| {
     Error::unwrap_or_raise::<pg_sys::Datum>(Err(Error::NoOrder))
 });

@@ -20,7 +20,7 @@ pub(crate) unsafe extern "C-unwind" fn before_parallel_query() {
 // The "options" support function of the operator classes. They have no options;
 // PostgreSQL calls it when an index is made (index_opclass_options()), before a
 // parallel build begins.
-per_value_function!("encrypted_text_index_options", |call| {
+per_value_function!("encrypted_index_options", |call| {
     // SAFETY: declared as (internal), a local_relopts. PostgreSQL keeps what is
     // made of it as a varlena, so there must be room for a length word.
     unsafe { pg_sys::init_local_reloptions(call.internal(0), pg_sys::VARHDRSZ) };

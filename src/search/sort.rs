@@ -4,30 +4,10 @@
 
 use pgrx::prelude::*;
 
-use super::{Operand, Purpose, compare};
+use super::{Purpose, Side, compare};
 use crate::compat;
 use crate::error::Error;
-use crate::types::datum::{Detoasted, per_value_function};
-
-/// A type that sorts: encrypted_text, or text by its tags.
-trait Sorted {
-    fn operand(value: Detoasted<'_>) -> Operand<'_>;
-}
-
-struct Sealed;
-struct Plain;
-
-impl Sorted for Sealed {
-    fn operand(value: Detoasted<'_>) -> Operand<'_> {
-        Operand::Sealed(value)
-    }
-}
-
-impl Sorted for Plain {
-    fn operand(value: Detoasted<'_>) -> Operand<'_> {
-        Operand::Plain(value)
-    }
-}
+use crate::types::datum::{Call, Detoasted};
 
 /// A sort is a query's, or builds an index.
 fn purpose() -> Purpose {
@@ -40,7 +20,7 @@ fn purpose() -> Purpose {
 
 /// # Safety
 /// `support` is live.
-unsafe fn set_up<T: Sorted>(support: pg_sys::SortSupport) {
+unsafe fn set_up<T: Side>(support: pg_sys::SortSupport) {
     // SAFETY: by the caller's word.
     let support = unsafe { &mut *support };
     support.comparator = Some(compare_values::<T>);
@@ -53,7 +33,7 @@ unsafe fn set_up<T: Sorted>(support: pg_sys::SortSupport) {
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn compare_values<T: Sorted>(
+unsafe extern "C-unwind" fn compare_values<T: Side>(
     left: pg_sys::Datum,
     right: pg_sys::Datum,
     _support: pg_sys::SortSupport,
@@ -69,7 +49,7 @@ unsafe extern "C-unwind" fn compare_values<T: Sorted>(
 }
 
 #[pg_guard]
-unsafe extern "C-unwind" fn abbreviate<T: Sorted>(
+unsafe extern "C-unwind" fn abbreviate<T: Side>(
     value: pg_sys::Datum,
     _support: pg_sys::SortSupport,
 ) -> pg_sys::Datum {
@@ -84,14 +64,9 @@ unsafe extern "C-unwind" fn keep_abbreviating(_tuples: i32, _support: pg_sys::So
     false
 }
 
-per_value_function!("encrypted_text_sortsupport_e", |call| {
-    // SAFETY: declared as (internal), a SortSupport.
-    unsafe { set_up::<Sealed>(call.internal(0)) };
+/// `_sortsupport(internal)`, and `_sortsupport_plain(internal)`
+pub(crate) fn sort_support<S: Side>(call: &Call<'_>) -> pg_sys::Datum {
+    // SAFETY: declared so, with a SortSupport.
+    unsafe { set_up::<S>(call.internal(0)) };
     pg_sys::Datum::null()
-});
-
-per_value_function!("encrypted_text_sortsupport_t", |call| {
-    // SAFETY: as above.
-    unsafe { set_up::<Plain>(call.internal(0)) };
-    pg_sys::Datum::null()
-});
+}

@@ -3,46 +3,53 @@
 
 use core::cell::RefCell;
 
-use colcrypt_core::TagMemory;
+use colcrypt_core::{Payload, TagMemory};
 
 use super::with_opened;
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
 use crate::managed_keys::{self, Basis};
 
-/// With what it depends on: it is dropped when that has changed, so that nothing is
-/// compared with a key that the session has no more.
-static MEMORY: BackendLocal<RefCell<Option<(Basis, TagMemory)>>> =
-    BackendLocal::new(RefCell::new(None));
+/// One for each encrypted type, because a Fernet token may be a value of any. With what
+/// it depends on: it is dropped when that has changed, so that nothing is compared with
+/// a key that the session has no more.
+static MEMORIES: BackendLocal<[Memory; Payload::ALL.len()]> =
+    BackendLocal::new([const { RefCell::new(None) }; Payload::ALL.len()]);
+
+type Memory = RefCell<Option<(Basis, TagMemory)>>;
 
 /// Lends the memory to `work`; reads or makes the index key if need be.
 ///
 /// # Errors
 /// As [`managed_keys::index_key`].
 pub(super) fn with_memory<T>(
+    payload: Payload,
     work: impl FnOnce(&mut TagMemory) -> Result<T, Error>,
 ) -> Result<T, Error> {
+    let place = &MEMORIES[payload.index()];
     let basis = Basis::now();
-    if let Some((made, memory)) = MEMORY.borrow_mut().as_mut()
+    if let Some((made, memory)) = place.borrow_mut().as_mut()
         && *made == basis
     {
         return work(memory);
     }
-    MEMORY.replace(None);
+    place.replace(None);
     let key = managed_keys::index_key()?;
     // Reading the key may have brought news of changes, but only of those before.
     let basis = Basis::now();
     let mut memory = TagMemory::new(key);
     let result = work(&mut memory);
-    MEMORY.replace(Some((basis, memory)));
+    place.replace(Some((basis, memory)));
     result
 }
 
 /// Wipes the plaintexts that are held: a transaction is over.
 pub(crate) fn forget_plaintexts() {
-    // If an error came out of the memory's use, it is dropped.
-    if let Ok(Some((_, memory))) = MEMORY.try_borrow_mut().as_deref_mut() {
-        memory.forget_plaintexts();
+    for place in &*MEMORIES {
+        // If an error came out of the memory's use, it is dropped.
+        if let Ok(Some((_, memory))) = place.try_borrow_mut().as_deref_mut() {
+            memory.forget_plaintexts();
+        }
     }
 }
 
@@ -52,9 +59,13 @@ pub(crate) fn forget_plaintexts() {
 ///
 /// # Errors
 /// As [`sealing::open_utf8`](crate::sealing::open_utf8).
-pub(super) fn equal_if_known(left: &[u8], right: &[u8]) -> Result<Option<bool>, Error> {
+pub(super) fn equal_if_known(
+    payload: Payload,
+    left: &[u8],
+    right: &[u8],
+) -> Result<Option<bool>, Error> {
     let basis = Basis::now();
-    let mut memory = MEMORY.borrow_mut();
+    let mut memory = MEMORIES[payload.index()].borrow_mut();
     let Some((made, memory)) = memory.as_mut() else {
         return Ok(None);
     };
@@ -69,7 +80,7 @@ pub(super) fn equal_if_known(left: &[u8], right: &[u8]) -> Result<Option<bool>, 
     let known = match memory.recall(other) {
         Some(known) => known,
         None => {
-            let known = with_opened(0, other, |plaintext| memory.tag(plaintext))?;
+            let known = with_opened(0, payload, other, |plaintext| memory.tag(plaintext))?;
             memory.remember(other, known);
             known
         }

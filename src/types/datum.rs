@@ -6,35 +6,25 @@ use core::ffi::{CStr, c_char};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use pgrx::callconv::{Arg, ArgAbi, BoxRet, FcInfo};
-use pgrx::datum::{Datum, FromDatum};
-use pgrx::pgrx_sql_entity_graph::metadata::{
-    ArgumentError, ReturnsError, ReturnsRef, SqlMappingRef, SqlTranslatable, TypeOrigin,
-};
+use pgrx::callconv::{BoxRet, FcInfo};
+use pgrx::datum::Datum;
 use pgrx::prelude::*;
 use pgrx::varlena;
 
 use crate::compat;
 
-/// An SQL type whose values are variable-length bytes.
-pub(crate) trait SqlType {
-    /// The type's name in SQL.
-    const NAME: &'static str;
-}
-
-/// A borrowed value of the SQL type `T`: its bytes without the length word.
+/// A borrowed value of an SQL type whose values are variable-length bytes: its bytes
+/// without the length word.
 ///
 /// In place unless it was compressed or stored out of line.
-pub(crate) struct Varlena<'a, T> {
+pub(crate) struct Varlena<'a> {
     bytes: &'a [u8],
-    sql_type: PhantomData<T>,
 }
 
-/// A result of the SQL type `T`, written in place.
-pub(crate) struct VarlenaBuf<T> {
+/// A result of such a type, written in place.
+pub(crate) struct VarlenaBuf {
     value: NonNull<pg_sys::varlena>,
     len: usize,
-    sql_type: PhantomData<T>,
 }
 
 /// A result of the SQL type `cstring`, written in place.
@@ -45,7 +35,8 @@ pub(crate) struct CStringBuf {
 
 /// Declares a C function (version 1 calling convention, src/include/fmgr.h) for
 /// what PostgreSQL calls once for every value. `#[pg_extern]` walks the arguments
-/// with an iterator, which takes a tenth of the time that opening a value takes.
+/// with an iterator, which takes a tenth of the time that opening a value takes, and
+/// cannot be part of what a macro defines for each type.
 ///
 /// The body turns a [`Call`] into the result's datum.
 macro_rules! per_value_function {
@@ -76,31 +67,41 @@ pub(crate) use per_value_function;
 const EQUAL_IN_HASH: u16 = 1;
 const EQUAL_IN_BTREE: u16 = 3;
 
-/// The arguments of a call of a strict function: none is null.
-pub(crate) struct Call<'a>(&'a pg_sys::FunctionCallInfoBaseData);
+/// A call of a strict function: no argument is null.
+pub(crate) struct Call<'a> {
+    raw: pg_sys::FunctionCallInfo,
+    lifetime: PhantomData<&'a ()>,
+}
 
 impl<'a> Call<'a> {
     /// # Safety
     /// `call` is live, and no argument is null.
     pub(crate) unsafe fn new(call: pg_sys::FunctionCallInfo) -> Self {
-        // SAFETY: by the caller's word.
-        Self(unsafe { &*call })
+        Self {
+            raw: call,
+            lifetime: PhantomData,
+        }
+    }
+
+    fn info(&self) -> &'a pg_sys::FunctionCallInfoBaseData {
+        // SAFETY: live, by the word of the caller of `new`.
+        unsafe { &*self.raw }
     }
 
     /// # Safety
     /// The SQL function is declared with an argument of this number.
     unsafe fn datum(&self, number: usize) -> pg_sys::Datum {
         debug_assert!(
-            number < self.0.nargs as usize,
+            number < self.info().nargs as usize,
             "declared with fewer arguments"
         );
         // SAFETY: by the caller's word the array is that long.
-        unsafe { (*self.0.args.as_ptr().add(number)).value }
+        unsafe { (*self.info().args.as_ptr().add(number)).value }
     }
 
     /// # Safety
-    /// The SQL function declares this argument as of type `T`.
-    pub(crate) unsafe fn varlena<T>(&self, number: usize) -> Varlena<'a, T> {
+    /// The SQL function declares this argument as a varlena.
+    pub(crate) unsafe fn varlena(&self, number: usize) -> Varlena<'a> {
         // SAFETY: by the caller's word; arguments outlive the call.
         unsafe { Varlena::from_raw(self.datum(number)) }
     }
@@ -113,6 +114,18 @@ impl<'a> Call<'a> {
     pub(crate) unsafe fn detoasted(&self, number: usize) -> Detoasted<'a> {
         // SAFETY: by the caller's word.
         unsafe { Detoasted::from_raw(self.datum(number)) }
+    }
+
+    /// The result NULL.
+    pub(crate) fn null(&self) -> pg_sys::Datum {
+        // SAFETY: live, by the word of the caller of `new`; only this writes to it.
+        unsafe { (*self.raw).isnull = true };
+        pg_sys::Datum::null()
+    }
+
+    /// The call, for functions of PostgreSQL.
+    pub(crate) fn raw(&self) -> pg_sys::FunctionCallInfo {
+        self.raw
     }
 
     /// Where an argument is.
@@ -138,7 +151,7 @@ impl<'a> Call<'a> {
     pub(crate) unsafe fn scan_key(&self) -> &'a pg_sys::ScanKeyData {
         // SAFETY: by the caller's word the function's description is a field of it.
         unsafe {
-            let function: *const u8 = self.0.flinfo.cast();
+            let function: *const u8 = self.info().flinfo.cast();
             &*function
                 .sub(core::mem::offset_of!(pg_sys::ScanKeyData, sk_func))
                 .cast()
@@ -153,7 +166,7 @@ impl<'a> Call<'a> {
         // SAFETY: the description of the function is live; its expression is null
         // or a node.
         unsafe {
-            let expression = (*self.0.flinfo).fn_expr;
+            let expression = (*self.info().flinfo).fn_expr;
             !expression.is_null()
                 && (*expression).type_ == pg_sys::NodeTag::T_Const
                 && (*expression.cast::<pg_sys::Const>()).consttype == pg_sys::BYTEAOID
@@ -167,7 +180,7 @@ impl<'a> Call<'a> {
     pub(crate) fn is_for_partition_key(&self) -> bool {
         // SAFETY: the memory context of the description is live and has a name.
         unsafe {
-            let function = &*self.0.flinfo;
+            let function = &*self.info().flinfo;
             function.fn_expr.is_null()
                 && !function.fn_mcxt.is_null()
                 && CStr::from_ptr((*function.fn_mcxt).name) == c"partition key"
@@ -181,7 +194,7 @@ impl<'a> Call<'a> {
         // SAFETY: the memory context of the description is live; its identifier is
         // null or NUL-terminated.
         unsafe {
-            let context = (*self.0.flinfo).fn_mcxt.as_ref()?;
+            let context = (*self.info().flinfo).fn_mcxt.as_ref()?;
             context.ident.as_ref().map(|name| CStr::from_ptr(name))
         }
     }
@@ -195,7 +208,7 @@ impl<'a> Call<'a> {
         // it: so it may be looked at as if it were in a scan key, whose members
         // are plain numbers.
         unsafe {
-            if !(*self.0.flinfo).fn_expr.is_null() || self.0.nargs != 2 {
+            if !(*self.info().flinfo).fn_expr.is_null() || self.info().nargs != 2 {
                 return false;
             }
             let key = self.scan_key();
@@ -211,7 +224,7 @@ impl<'a> Call<'a> {
     pub(crate) fn trigger(&self) -> Option<&'a pg_sys::TriggerData> {
         // SAFETY: the context is null or a node that says what it is.
         unsafe {
-            let context = self.0.context.as_ref()?;
+            let context = self.info().context.as_ref()?;
             (context.type_ == pg_sys::NodeTag::T_TriggerData)
                 .then(|| &*core::ptr::from_ref(context).cast::<pg_sys::TriggerData>())
         }
@@ -225,7 +238,14 @@ impl<'a> Call<'a> {
     }
 
     /// # Safety
-    /// The SQL function declares this argument as `cstring`.
+    /// The SQL function declares this argument as `boolean`.
+    pub(crate) unsafe fn bool(&self, number: usize) -> bool {
+        // SAFETY: by the caller's word.
+        unsafe { self.datum(number).value() != 0 }
+    }
+
+    /// # Safety
+    /// The SQL function declares this argument as `cstring` or `name`.
     pub(crate) unsafe fn cstring(&self, number: usize) -> &'a CStr {
         // SAFETY: by the caller's word.
         unsafe { CStr::from_ptr(self.datum(number).cast_mut_ptr()) }
@@ -247,9 +267,16 @@ pub(crate) trait Output: Sized {
     fn bytes_mut(&mut self) -> &mut [u8];
     /// Gives up all but the first `len` bytes.
     fn truncate(&mut self, len: usize);
+
+    /// A copy of `bytes`.
+    fn copy_of(bytes: &[u8]) -> Self {
+        let mut copy = Self::zeroed(bytes.len());
+        copy.bytes_mut().copy_from_slice(bytes);
+        copy
+    }
 }
 
-impl<T> core::ops::Deref for Varlena<'_, T> {
+impl core::ops::Deref for Varlena<'_> {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -257,21 +284,16 @@ impl<T> core::ops::Deref for Varlena<'_, T> {
     }
 }
 
-impl<T> Varlena<'_, T> {
-    /// Reads a datum of type `T`.
-    ///
+impl Varlena<'_> {
     /// # Safety
-    /// `datum` is a valid, non-null datum of type `T` that outlives `self`.
+    /// `datum` is a valid, non-null varlena datum that outlives `self`.
     pub(crate) unsafe fn from_raw(datum: pg_sys::Datum) -> Self {
         // SAFETY: by the caller's word.
         let value = unsafe { Detoasted::from_raw(datum) };
         let bytes = value.bytes;
         // A copy lives as long as the call's memory context.
         core::mem::forget(value);
-        Self {
-            bytes,
-            sql_type: PhantomData,
-        }
+        Self { bytes }
     }
 }
 
@@ -350,27 +372,23 @@ pub(crate) unsafe fn first_bytes<const N: usize>(datum: pg_sys::Datum) -> Option
     unsafe {
         let value: *mut pg_sys::varlena = datum.cast_mut_ptr();
         if is_plain(value) {
-            return Varlena::<()>::from_raw(datum).first_chunk().copied();
+            return Varlena::from_raw(datum).first_chunk().copied();
         }
         let slice = pg_sys::pg_detoast_datum_slice(value, 0, N as i32);
-        let bytes = Varlena::<()>::from_raw(slice.into()).first_chunk().copied();
+        let bytes = Varlena::from_raw(slice.into()).first_chunk().copied();
         pg_sys::pfree(slice.cast());
         bytes
     }
 }
 
-impl<T> Output for VarlenaBuf<T> {
+impl Output for VarlenaBuf {
     fn zeroed(len: usize) -> Self {
         let size = len + pg_sys::VARHDRSZ;
         let value = compat::palloc0(size).cast();
         // SAFETY: `size` bytes are there; palloc0 raises an error from 1 GB on, so
         // the length fits the length word.
         unsafe { varlena::set_varsize_4b(value.as_ptr(), size as i32) };
-        Self {
-            value,
-            len,
-            sql_type: PhantomData,
-        }
+        Self { value, len }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
@@ -390,12 +408,12 @@ impl<T> Output for VarlenaBuf<T> {
     }
 }
 
-impl<T> VarlenaBuf<T> {
+impl VarlenaBuf {
     /// A result that PostgreSQL made.
     ///
     /// # Safety
-    /// `value` is a valid, palloc'd, uncompressed value of type `T` with a
-    /// 4-byte length word.
+    /// `value` is a valid, palloc'd, uncompressed varlena with a 4-byte length
+    /// word.
     pub(crate) unsafe fn from_raw(value: *mut pg_sys::varlena) -> Self {
         // SAFETY: by the caller's word.
         unsafe {
@@ -403,16 +421,16 @@ impl<T> VarlenaBuf<T> {
             Self {
                 value: NonNull::new_unchecked(value),
                 len,
-                sql_type: PhantomData,
             }
         }
     }
 
-    /// A copy of `bytes`.
-    pub(crate) fn copy_of(bytes: &[u8]) -> Self {
-        let mut copy = Self::zeroed(bytes.len());
-        copy.bytes_mut().copy_from_slice(bytes);
-        copy
+    /// Wipes and frees it.
+    pub(crate) fn wipe(mut self) {
+        self.bytes_mut().fill(0);
+        core::hint::black_box(self.value);
+        // SAFETY: palloc'd, and nothing else refers to it.
+        unsafe { pg_sys::pfree(self.value.as_ptr().cast()) };
     }
 
     /// The datum; the memory context owns the value from here on.
@@ -450,59 +468,12 @@ impl Output for CStringBuf {
     }
 }
 
-impl<T> FromDatum for Varlena<'_, T> {
-    unsafe fn from_polymorphic_datum(
-        datum: pg_sys::Datum,
-        is_null: bool,
-        _typoid: pg_sys::Oid,
-    ) -> Option<Self> {
-        // SAFETY: PostgreSQL passes a datum of the declared type.
-        (!is_null).then(|| unsafe { Self::from_raw(datum) })
-    }
-}
-
-// SAFETY: reads the datum as the SQL function's declaration says it is.
-unsafe impl<'fcx, T> ArgAbi<'fcx> for Varlena<'fcx, T> {
-    unsafe fn unbox_arg_unchecked(arg: Arg<'_, 'fcx>) -> Self {
-        let index = arg.index();
-        // SAFETY: the caller's promise is the one that is asked for.
-        unsafe { arg.unbox_arg_using_from_datum() }
-            .unwrap_or_else(|| panic!("argument {index} must not be null"))
-    }
-}
-
-// SAFETY: the value is palloc'd and of the declared type.
-unsafe impl<T> BoxRet for VarlenaBuf<T> {
-    unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
-        // SAFETY: a varlena of type `T`, which the function is declared to return.
-        unsafe { fcinfo.return_raw_datum(self.into_raw()) }
-    }
-}
-
 // SAFETY: the value is palloc'd and NUL-terminated.
 unsafe impl BoxRet for CStringBuf {
     unsafe fn box_into<'fcx>(self, fcinfo: &mut FcInfo<'fcx>) -> Datum<'fcx> {
         // SAFETY: a C string, which the function is declared to return.
         unsafe { fcinfo.return_raw_datum(self.into_raw()) }
     }
-}
-
-// SAFETY: the name is that of the SQL type that the bytes are a value of.
-unsafe impl<T: SqlType> SqlTranslatable for Varlena<'_, T> {
-    const TYPE_IDENT: &'static str = T::NAME;
-    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
-    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::As(T::NAME));
-    const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
-        Ok(ReturnsRef::One(SqlMappingRef::As(T::NAME)));
-}
-
-// SAFETY: as for `Varlena`.
-unsafe impl<T: SqlType> SqlTranslatable for VarlenaBuf<T> {
-    const TYPE_IDENT: &'static str = T::NAME;
-    const TYPE_ORIGIN: TypeOrigin = TypeOrigin::External;
-    const ARGUMENT_SQL: Result<SqlMappingRef, ArgumentError> = Ok(SqlMappingRef::As(T::NAME));
-    const RETURN_SQL: Result<ReturnsRef, ReturnsError> =
-        Ok(ReturnsRef::One(SqlMappingRef::As(T::NAME)));
 }
 
 impl_sql_translatable!(CStringBuf, "cstring");
@@ -543,6 +514,13 @@ impl Record {
                 pg_sys::heap_form_tuple(descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
             Self(pg_sys::HeapTupleHeaderGetDatum((*tuple).t_data))
         }
+    }
+}
+
+impl Record {
+    /// The datum.
+    pub(crate) fn into_raw(self) -> pg_sys::Datum {
+        self.0
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod aead;
 mod blind_index;
+mod json_form;
 mod kdf;
 mod key;
 mod modifier;
@@ -28,6 +29,7 @@ mod vectors;
 mod wrapping;
 
 pub use blind_index::{IndexKey, Tag, TagFunction};
+pub use json_form::with_canonical_numbers;
 pub use key::{Key, KeyId, NoKeyId};
 pub use modifier::{is_key_name, modifier_from_name, parse_modifier, show_modifier};
 pub use nonce::{NonceSource, Nonces, RandomError};

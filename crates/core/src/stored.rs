@@ -35,6 +35,38 @@ pub struct Malformed;
 pub enum Payload {
     /// UTF-8 text.
     Text = 1,
+    /// Any bytes.
+    Bytea = 2,
+    /// A JSON document in UTF-8, as PostgreSQL prints a `jsonb`; in a Fernet token
+    /// that was made elsewhere, in any other form.
+    Jsonb = 3,
+}
+
+impl Payload {
+    /// All, in the order of [`Payload::index`].
+    pub const ALL: [Self; 3] = [Self::Text, Self::Bytea, Self::Jsonb];
+
+    /// Its place in [`Payload::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize - 1
+    }
+
+    /// The name of the SQL type of the plaintext.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Bytea => "bytea",
+            Self::Jsonb => "jsonb",
+        }
+    }
+
+    /// Whether plaintexts are text, and so have an encoding.
+    pub const fn is_text(self) -> bool {
+        match self {
+            Self::Text | Self::Jsonb => true,
+            Self::Bytea => false,
+        }
+    }
 }
 
 /// A stored value, taken apart: `header | body`.

@@ -8,14 +8,13 @@ use colcrypt_core::{is_key_name, modifier_from_name, parse_modifier, show_modifi
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::{EncryptedText, EncryptedTextBuf};
+use super::datum::{CStringBuf, Output};
 use crate::error::Error;
 use crate::sealing::NO_MODIFIER;
-use crate::types::datum::{CStringBuf, Output};
-use crate::{encoding, managed_keys, sealing};
+use crate::{encoding, managed_keys};
 
 #[pg_extern(sql = false)]
-fn encrypted_text_typmod_in(modifiers: Array<'_, &CStr>) -> Result<i32, ErrorReport> {
+fn encrypted_typmod_in(modifiers: Array<'_, &CStr>) -> Result<i32, ErrorReport> {
     let mut names = modifiers.iter();
     let (Some(Some(name)), None) = (names.next(), names.next()) else {
         return Err(Error::BadTypmod.into());
@@ -33,7 +32,7 @@ fn encrypted_text_typmod_in(modifiers: Array<'_, &CStr>) -> Result<i32, ErrorRep
 /// The name of the key, as DDL would take it again; or the hash, if there is no
 /// such key.
 #[pg_extern(sql = false)]
-fn encrypted_text_typmod_out(modifier: i32) -> CStringBuf {
+fn encrypted_typmod_out(modifier: i32) -> CStringBuf {
     let shown = if modifier == NO_MODIFIER {
         String::new()
     } else {
@@ -43,17 +42,5 @@ fn encrypted_text_typmod_out(modifier: i32) -> CStringBuf {
             _ => format!("('{}')", show_modifier(modifier)),
         }
     };
-    let mut out = CStringBuf::zeroed(shown.len());
-    out.bytes_mut().copy_from_slice(shown.as_bytes());
-    out
-}
-
-/// Makes a value fit the column it is stored in.
-#[pg_extern(sql = false)]
-fn encrypted_text_coerce(
-    value: EncryptedText<'_>,
-    modifier: i32,
-    _explicit: bool,
-) -> Result<EncryptedTextBuf, ErrorReport> {
-    Ok(sealing::fit(&value, modifier)?)
+    CStringBuf::copy_of(shown.as_bytes())
 }

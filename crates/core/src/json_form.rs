@@ -1,0 +1,136 @@
+//! JSON documents as PostgreSQL prints a `jsonb`, and the one form that equal
+//! documents share, which tags are made of.
+//!
+//! `jsonb` has already put members in order, dropped duplicates and white space
+//! and written strings in one way. What is left are numbers: they are equal by
+//! value (`1.0 = 1.00`), but keep the digits they were written with. They are
+//! printed without an exponent (`numeric_out()` of PostgreSQL's `numeric.c`).
+
+use zeroize::Zeroizing;
+
+/// The document with its numbers in one form: without zeros at the end of a
+/// fraction. `None` if it is in that form already.
+///
+/// `printed` is what `jsonb_out()` gives, in UTF-8.
+pub fn with_canonical_numbers(printed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let mut canonical: Option<Zeroizing<Vec<u8>>> = None;
+    // Up to where `printed` is in `canonical`.
+    let mut copied = 0;
+    let mut at = 0;
+    while let Some(byte) = printed.get(at) {
+        match byte {
+            b'"' => at = end_of_string(printed, at),
+            b'-' | b'0'..=b'9' => {
+                let end = end_of_number(printed, at);
+                let kept = kept_digits(&printed[at..end]);
+                if at + kept < end {
+                    let canonical = canonical
+                        .get_or_insert_with(|| Zeroizing::new(Vec::with_capacity(printed.len())));
+                    canonical.extend_from_slice(&printed[copied..at + kept]);
+                    copied = end;
+                }
+                at = end;
+            }
+            _ => at += 1,
+        }
+    }
+    if let Some(canonical) = &mut canonical {
+        canonical.extend_from_slice(&printed[copied..]);
+    }
+    canonical
+}
+
+/// Where the string ends that begins at `start` with its quotation mark.
+fn end_of_string(printed: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    loop {
+        match printed.get(at) {
+            None => return printed.len(),
+            Some(b'"') => return at + 1,
+            Some(b'\\') => at += 2,
+            Some(_) => at += 1,
+        }
+    }
+}
+
+fn end_of_number(printed: &[u8], start: usize) -> usize {
+    let digits = printed[start..]
+        .iter()
+        .take_while(|byte| matches!(byte, b'-' | b'.' | b'0'..=b'9'));
+    start + digits.count()
+}
+
+/// How much of a number is left without the zeros at the end of its fraction.
+fn kept_digits(number: &[u8]) -> usize {
+    if !number.contains(&b'.') {
+        return number.len();
+    }
+    let zeros = number.iter().rev().take_while(|byte| **byte == b'0');
+    let kept = number.len() - zeros.count();
+    kept - usize::from(number[kept - 1] == b'.')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_numbers_get_one_form() {
+        for (printed, canonical) in [
+            ("1.0", "1"),
+            ("1.00", "1"),
+            ("-1.50", "-1.5"),
+            ("0.000", "0"),
+            ("0.010", "0.01"),
+            ("100.0", "100"),
+            ("[1.0, 2.50, 3]", "[1, 2.5, 3]"),
+            (
+                r#"{"a": 1.10, "b": {"c": 0.0}}"#,
+                r#"{"a": 1.1, "b": {"c": 0}}"#,
+            ),
+        ] {
+            let made = with_canonical_numbers(printed.as_bytes());
+            assert_eq!(
+                made.as_deref().map(Vec::as_slice),
+                Some(canonical.as_bytes())
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_in_that_form_is_left_alone() {
+        for printed in [
+            "",
+            "null",
+            "true",
+            "100",
+            "-20",
+            "0.5",
+            "10.01",
+            "{}",
+            "[]",
+            r#""1.0""#,
+            r#"{"1.0": "2.50"}"#,
+            r#""\"1.0""#,
+            r#""\\""#,
+            r#"{"a\"": "\\", "b": 100}"#,
+            // Not JSON: nothing is read past its end.
+            "\"1.0",
+            "\"1.0\\",
+            "-",
+            ".",
+        ] {
+            let made = with_canonical_numbers(printed.as_bytes());
+            assert!(made.is_none(), "{printed}");
+        }
+    }
+
+    #[test]
+    fn a_number_after_a_string_with_escapes_is_found() {
+        let made = with_canonical_numbers(br#"{"\\": 1.0, "\"": 2.0, "x": "1.0"}"#);
+        assert_eq!(
+            made.as_deref().map(Vec::as_slice),
+            Some(br#"{"\\": 1, "\"": 2, "x": "1.0"}"#.as_slice())
+        );
+    }
+}

@@ -1,0 +1,50 @@
+-- What encrypted_jsonb has of its own: casts to and from json, and `||`.
+
+-- On assignment: were it implicit, operators that json and jsonb both have would be
+-- ambiguous. to_json(), row_to_json() and the like use it.
+CREATE FUNCTION encrypted_jsonb_to_json(encrypted_jsonb) RETURNS json
+    AS 'MODULE_PATHNAME', 'encrypted_jsonb_to_json'
+    LANGUAGE c STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION encrypted_jsonb_to_json(encrypted_jsonb) IS 'decrypt (assignment cast)';
+
+CREATE FUNCTION encrypted_jsonb_from_json(json, integer) RETURNS encrypted_jsonb
+    AS 'MODULE_PATHNAME', 'encrypted_jsonb_from_json'
+    LANGUAGE c STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION encrypted_jsonb_from_json(json, integer) IS 'encrypt (assignment cast)';
+
+CREATE CAST (encrypted_jsonb AS json)
+    WITH FUNCTION encrypted_jsonb_to_json(encrypted_jsonb) AS ASSIGNMENT;
+CREATE CAST (json AS encrypted_jsonb)
+    WITH FUNCTION encrypted_jsonb_from_json(json, integer) AS ASSIGNMENT;
+COMMENT ON CAST (encrypted_jsonb AS json) IS 'decrypts';
+COMMENT ON CAST (json AS encrypted_jsonb) IS 'encrypts';
+
+-- `||` of two values: PostgreSQL would take a literal on one side for text, and join the
+-- texts of both. It inlines these functions.
+
+CREATE FUNCTION encrypted_jsonb_concat(encrypted_jsonb, encrypted_jsonb) RETURNS jsonb
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    AS 'SELECT $1::pg_catalog.jsonb OPERATOR(pg_catalog.||) $2::pg_catalog.jsonb';
+COMMENT ON FUNCTION encrypted_jsonb_concat(encrypted_jsonb, encrypted_jsonb) IS 'implementation of ||';
+CREATE OPERATOR || (
+    LEFTARG = encrypted_jsonb, RIGHTARG = encrypted_jsonb, FUNCTION = encrypted_jsonb_concat
+);
+COMMENT ON OPERATOR || (encrypted_jsonb, encrypted_jsonb) IS 'concatenate';
+
+CREATE FUNCTION encrypted_jsonb_concat(encrypted_jsonb, jsonb) RETURNS jsonb
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    AS 'SELECT $1::pg_catalog.jsonb OPERATOR(pg_catalog.||) $2::pg_catalog.jsonb';
+COMMENT ON FUNCTION encrypted_jsonb_concat(encrypted_jsonb, jsonb) IS 'implementation of ||';
+CREATE OPERATOR || (
+    LEFTARG = encrypted_jsonb, RIGHTARG = jsonb, FUNCTION = encrypted_jsonb_concat
+);
+COMMENT ON OPERATOR || (encrypted_jsonb, jsonb) IS 'concatenate';
+
+CREATE FUNCTION encrypted_jsonb_concat(jsonb, encrypted_jsonb) RETURNS jsonb
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    AS 'SELECT $1::pg_catalog.jsonb OPERATOR(pg_catalog.||) $2::pg_catalog.jsonb';
+COMMENT ON FUNCTION encrypted_jsonb_concat(jsonb, encrypted_jsonb) IS 'implementation of ||';
+CREATE OPERATOR || (
+    LEFTARG = jsonb, RIGHTARG = encrypted_jsonb, FUNCTION = encrypted_jsonb_concat
+);
+COMMENT ON OPERATOR || (jsonb, encrypted_jsonb) IS 'concatenate';
