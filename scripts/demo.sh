@@ -19,6 +19,7 @@ main() {
     own_key
     rotate_own_key
     masked_role
+    secrets_document
     dump
     without_key
     fernet
@@ -143,6 +144,41 @@ masked_role() {
     holds "and lifting the mask" with PGUSER=analyst query_fails_with 42501 "SET colcrypt.access = 'full'"
     holds "what analyst wrote is there for others" \
         query_gives 457-55-5462 "SELECT ssn FROM people WHERE id = 3"
+}
+
+secrets_document() {
+    local secret=demo-key-of-stripe-0123456789
+    step "Secrets as a JSON document: one column holds all keys that a task needs"
+    show "SELECT colcrypt.create_key('task_secrets')"
+    show "CREATE TABLE tasks (id int PRIMARY KEY, name text, api_keys encrypted_jsonb(task_secrets))"
+    show "INSERT INTO tasks VALUES
+             (1, 'invoices', '{\"stripe\": \"$secret\", \"sendgrid\": {\"key\": \"SG.abc\", \"quota\": 500}}'),
+             (2, 'backups', '{\"s3\": {\"id\": \"AKIA1\", \"secret\": \"wJalr\"}}')"
+    note "The usual operators read one member, and write one, without the document ever being stored in plaintext:"
+    show "SELECT name, api_keys->'sendgrid'->>'key' AS sendgrid FROM tasks WHERE api_keys ? 'stripe'"
+    show "UPDATE tasks SET api_keys = jsonb_set(api_keys, '{sendgrid,key}', '\"SG.xyz\"') WHERE id = 1"
+    show "CHECKPOINT"
+    holds "one member was changed" query_gives "SG.xyz $secret" \
+        "SELECT concat_ws(' ', api_keys#>>'{sendgrid,key}', api_keys->>'stripe') FROM tasks WHERE id = 1"
+    holds "equality is that of jsonb: the order of members does not matter" query_gives 2 \
+        "SELECT id FROM tasks WHERE api_keys = '{\"s3\": {\"secret\": \"wJalr\", \"id\": \"AKIA1\"}}'"
+    holds "the table's file does not hold the secret" file_lacks "$(table_file tasks)" "$secret"
+
+    note "Rotation is as for text:"
+    show "SELECT colcrypt.rotate_key('task_secrets')"
+    show "SELECT rotate_column('tasks', 'api_keys')"
+    holds "nothing is left under the old version" \
+        query_gives f "SELECT bool_or(stale) FROM colcrypt.key_usage('tasks', 'api_keys')"
+    holds "the member reads as before" \
+        query_gives "$secret" "SELECT api_keys->>'stripe' FROM tasks WHERE id = 1"
+
+    show "GRANT SELECT ON tasks TO analyst"
+    note "As analyst, who sees a document that is nothing but the mask:"
+    with PGUSER=analyst show "SELECT name, api_keys, api_keys->>'stripe' AS stripe FROM tasks"
+    holds "it is still JSON: a string" with PGUSER=analyst query_gives "string ********" \
+        "SELECT jsonb_typeof(api_keys) || ' ' || (api_keys#>>'{}') FROM tasks WHERE id = 1"
+    holds "and no member shows" with PGUSER=analyst query_gives 2 \
+        "SELECT count(*) FROM tasks WHERE api_keys->>'stripe' IS NULL"
 }
 
 dump() {

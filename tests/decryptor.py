@@ -6,7 +6,8 @@ Written from docs/format.md alone, with Python's standard library and the
     psql -c 'SELECT ciphertext(secret) FROM t' -At | python decryptor.py --key BASE64
 
 Each line of standard input is one value in text form; each line of output is its
-plaintext as a JSON string, for a plaintext may hold newlines.
+plaintext: a text as a JSON string, for it may hold newlines, a document as it is, bytes
+in hexadecimal (--type).
 
 It also unwraps the keys of table colcrypt.key, and makes the tags that indexes go by.
 """
@@ -26,7 +27,7 @@ from cryptography.hazmat.primitives.cmac import CMAC
 
 PREFIX = "colcrypt:v1:"
 HEADER_LEN = 5
-PAYLOAD_TEXT = b"\x01"
+PAYLOADS = {"text": b"\x01", "bytea": b"\x02", "jsonb": b"\x03"}
 WRAPPED_KEY_LEN = 60
 
 
@@ -84,8 +85,15 @@ def stored_bytes(text_form: str) -> bytes:
     return stored
 
 
-def decrypt(text_form: str, ring: list[bytes]) -> str:
-    """The plaintext of a value in text form, under whichever key of `ring` it names."""
+def decrypt(text_form: str, ring: list[bytes], type_: str = "text") -> str:
+    """The plaintext of a value in text form, under whichever key of `ring` it names.
+    That of an encrypted_jsonb is a JSON document."""
+    return decrypt_bytes(text_form, ring, type_).decode()
+
+
+def decrypt_bytes(text_form: str, ring: list[bytes], type_: str = "bytea") -> bytes:
+    """As decrypt(), for the bytes of an encrypted_bytea, or those of another type's
+    plaintext."""
     stored = stored_bytes(text_form)
     header, body = stored[:HEADER_LEN], stored[HEADER_LEN:]
     if len(header) < HEADER_LEN or header[0] not in SUITES:
@@ -94,35 +102,33 @@ def decrypt(text_form: str, ring: list[bytes]) -> str:
     if not keys:
         raise Refused(f"needs key {header[1:].hex()}")
     try:
-        return SUITES[header[0]](keys[0], header, body).decode()
+        return SUITES[header[0]](keys[0], header, body, PAYLOADS[type_])
     except (InvalidTag, InvalidToken):
         raise Refused("authentication failed") from None
 
 
-def open_xaes_256_gcm(key: bytes, header: bytes, body: bytes) -> bytes:
+def open_xaes_256_gcm(key: bytes, header: bytes, body: bytes, payload: bytes) -> bytes:
     nonce, sealed = split(body, 24)
     derived = xaes_key(subkey(key, "xaes-256-gcm"), nonce[:12])
-    return AESGCM(derived).decrypt(nonce[12:], sealed, header + PAYLOAD_TEXT)
+    return AESGCM(derived).decrypt(nonce[12:], sealed, header + payload)
 
 
-def open_aes_256_gcm(key: bytes, header: bytes, body: bytes) -> bytes:
+def open_aes_256_gcm(key: bytes, header: bytes, body: bytes, payload: bytes) -> bytes:
     nonce, sealed = split(body, 12)
-    return AESGCM(subkey(key, "aes-256-gcm")).decrypt(
-        nonce, sealed, header + PAYLOAD_TEXT
-    )
+    return AESGCM(subkey(key, "aes-256-gcm")).decrypt(nonce, sealed, header + payload)
 
 
-def open_fernet(key: bytes, header: bytes, body: bytes) -> bytes:
-    # Without a ttl the library does not look at the token's time; nor does colcrypt.
+def open_fernet(key: bytes, header: bytes, body: bytes, payload: bytes) -> bytes:
+    # No AAD, so no payload type. Without a ttl the library does not look at the token's time; nor does colcrypt.
     return Fernet(base64.urlsafe_b64encode(key)).decrypt(base64.urlsafe_b64encode(body))
 
 
-def open_envelope(key: bytes, header: bytes, body: bytes) -> bytes:
+def open_envelope(key: bytes, header: bytes, body: bytes, payload: bytes) -> bytes:
     wrap_nonce, rest = split(body, 12)
     wrapped, rest = split(rest, 48)
     nonce, sealed = split(rest, 12)
     data_key = AESGCM(subkey(key, "envelope")).decrypt(wrap_nonce, wrapped, header)
-    return AESGCM(data_key).decrypt(nonce, sealed, header + PAYLOAD_TEXT)
+    return AESGCM(data_key).decrypt(nonce, sealed, header + payload)
 
 
 def split(data: bytes, length: int) -> tuple[bytes, bytes]:
@@ -214,15 +220,29 @@ def ring_key(text: str) -> bytes:
     return key
 
 
+def shown(plaintext: bytes, type_: str) -> str:
+    if type_ == "bytea":
+        return f"\\x{plaintext.hex()}"
+    # A document is JSON already, but may hold newlines if it came as a Fernet token.
+    text = plaintext.decode()
+    return json.dumps(json.loads(text) if type_ == "jsonb" else text, ensure_ascii=False)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Decrypts colcrypt values in text form, one a line, to JSON strings."
+        description="Decrypts colcrypt values in text form, one a line."
     )
     parser.add_argument(
         "--key", action="append", default=[], help="a key, as in ring text"
     )
     parser.add_argument(
         "--passphrase", action="append", default=[], help="or a passphrase"
+    )
+    parser.add_argument(
+        "--type",
+        choices=PAYLOADS,
+        default="text",
+        help="of the column, without encrypted_; bytea is printed as PostgreSQL does",
     )
     options = parser.parse_args()
     try:
@@ -235,7 +255,8 @@ def main() -> int:
     failed = False
     for number, line in enumerate(sys.stdin, 1):
         try:
-            print(json.dumps(decrypt(line.rstrip("\n"), ring), ensure_ascii=False))
+            plaintext = decrypt_bytes(line.rstrip("\n"), ring, options.type)
+            print(shown(plaintext, options.type))
         except Refused as reason:
             print(f"line {number}: {reason}", file=sys.stderr)
             failed = True

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 VECTORS = json.loads(
     (ROOT / "crates/core/tests/vectors/format.json").read_text("utf-8")
 )
-VALUES = VECTORS["values"]
+ALL_VALUES = VECTORS["values"]
+VALUES = [value for value in ALL_VALUES if "type" not in value]
+OTHER_VALUES = [value for value in ALL_VALUES if "type" in value]
 KEY = decryptor.ring_key(VECTORS["key"])
 PAGE = (ROOT / "docs/format.md").read_text("utf-8")
 SUITES = ["xaes-256-gcm", "aes-256-gcm", "fernet", "envelope"]
@@ -50,6 +52,26 @@ def test_the_independent_decryptor_opens_what_colcrypt_sealed(
     value: dict[str, str],
 ) -> None:
     assert decrypt(value["text_form"], [bytes(32), KEY]) == value["plaintext"]
+
+
+@pytest.mark.parametrize(
+    "value", OTHER_VALUES, ids=lambda value: f"{value['suite']}-{value['type']}"
+)
+def test_the_independent_decryptor_opens_values_of_every_type(
+    value: dict[str, str],
+) -> None:
+    text, type_ = value["text_form"], value["type"]
+    if type_ == "bytea":
+        plaintext = bytes.fromhex(value["plaintext_hex"])
+    else:
+        plaintext = value["plaintext"].encode()
+    assert decryptor.decrypt_bytes(text, [KEY], type_) == plaintext
+    for other in decryptor.PAYLOADS.keys() - {type_}:
+        if value["suite"] == "fernet":
+            assert decryptor.decrypt_bytes(text, [KEY], other) == plaintext
+        else:
+            with pytest.raises(Refused, match="^authentication failed$"):
+                decryptor.decrypt_bytes(text, [KEY], other)
 
 
 @every_suite
