@@ -270,7 +270,7 @@ def printed(document: Any) -> str:
 
 
 WIDE = printed({f"k{number:05}": number for number in range(10_000)})
-DEEP = "[" * 1_000 + "]" * 1_000
+DEEP = "[" * 300 + "]" * 300
 
 JSONB = Kind(
     type="encrypted_jsonb",
@@ -317,7 +317,10 @@ JSONB = Kind(
         ("'-0'", "'0'"),
         ("'0.0'", "'-0.000'"),
         ("""'[1.50,{"x":2.0}]'""", """'[1.5,{"x":2}]'"""),
-        ("""'{"b":1.0,"aa":{"d":"1.0","c":10.0}}'""", """'{"aa":{"c":10,"d":"1.0"},"b":1}'"""),
+        (
+            """'{"b":1.0,"aa":{"d":"1.0","c":10.0}}'""",
+            """'{"aa":{"c":10,"d":"1.0"},"b":1}'""",
+        ),
         (r"""'"\u00e9"'""", """'"é"'"""),
         (r"""'"\/"'""", """'"/"'"""),
         ("'true'", "E'\\ttrue\\n'"),
@@ -360,7 +363,8 @@ JSONB = Kind(
     ),
     invalid_binary=(
         (b"", "08P01"),
-        (b"\2" + f'"{CANARY}"'.encode(), "XX000"),
+        # The plain type has XX000 here, an internal error.
+        (b"\2" + f'"{CANARY}"'.encode(), "22P03"),
         (b"\1" + CANARY.encode(), "22P02"),
         (b"\1" + f'"{CANARY}'.encode() + b'\xff"', "22021"),
         (b"\1" + rf'"{CANARY}\u0000"'.encode(), "22P05"),
@@ -388,5 +392,17 @@ every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
 # Each type with each of the others.
 every_pair_of_kinds = pytest.mark.parametrize(
     ("kind", "other"),
-    [pytest.param(*pair, id="-".join(map(str, pair))) for pair in itertools.permutations(KINDS, 2)],
+    [
+        pytest.param(*pair, id="-".join(map(str, pair)))
+        for pair in itertools.permutations(KINDS, 2)
+    ],
+)
+
+every_sample = pytest.mark.parametrize(
+    ("kind", "sample"),
+    [
+        pytest.param(kind, sample, id=f"{kind}-{sample}")
+        for kind in KINDS
+        for sample in kind.samples
+    ],
 )

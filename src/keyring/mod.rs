@@ -217,19 +217,30 @@ pub(crate) fn current() -> Rc<ActiveRing> {
 /// Lends the keys in force to `work`, which does not look for them itself.
 #[inline]
 pub(crate) fn with_current<T>(work: impl FnOnce(&Rc<ActiveRing>) -> T) -> T {
-    // SAFETY: reads a variable that only this backend writes.
-    let reload = unsafe { pg_sys::PgReloadTime };
-    let fresh = ACTIVE.seen_reload.get() == reload
-        && ACTIVE.seen_published.get() == published::generation()
-        && (ACTIVE.failed_statement.get().is_none() || !ACTIVE.failed_earlier())
-        && ACTIVE.ring.borrow().is_some();
-    if !fresh {
-        refresh(reload);
+    if !ACTIVE.is_fresh() {
+        refresh();
     }
     work(ACTIVE.ring.borrow().as_ref().expect("refreshed"))
 }
 
+/// The generation of the keys in force, unless something changed. Reads nothing, and
+/// does not fail.
+#[inline]
+pub(crate) fn known_generation() -> Option<u64> {
+    ACTIVE.is_fresh().then(|| ACTIVE.generation.get())
+}
+
 impl Active {
+    #[inline]
+    fn is_fresh(&self) -> bool {
+        // SAFETY: reads a variable that only this backend writes.
+        let reload = unsafe { pg_sys::PgReloadTime };
+        self.seen_reload.get() == reload
+            && self.seen_published.get() == published::generation()
+            && (self.failed_statement.get().is_none() || !self.failed_earlier())
+            && self.ring.borrow().is_some()
+    }
+
     /// Whether the last attempt to find a ring failed in an earlier statement.
     #[cold]
     fn failed_earlier(&self) -> bool {
@@ -242,7 +253,9 @@ impl Active {
 
 /// Reads the sources again.
 #[cold]
-fn refresh(reload: i64) {
+fn refresh() {
+    // SAFETY: as in `is_fresh`.
+    let reload = unsafe { pg_sys::PgReloadTime };
     let reloaded = ACTIVE.seen_reload.replace(reload) != reload;
     ACTIVE.seen_published.set(published::generation());
     let (mut active, failure) = STATE.with_borrow_mut(|state| {

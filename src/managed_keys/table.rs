@@ -162,6 +162,16 @@ impl Basis {
         keyring::with_current(|ring| Self::with(ring))
     }
 
+    /// As `now`, unless the ring has to be looked at again. Reads nothing, and does not
+    /// fail.
+    #[inline]
+    pub(crate) fn known() -> Option<Self> {
+        keyring::known_generation().map(|ring| Self {
+            ring,
+            changes: changes(),
+        })
+    }
+
     /// As `now`, with the ring at hand.
     #[inline]
     pub(crate) fn with(ring: &ActiveRing) -> Self {

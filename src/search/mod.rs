@@ -42,6 +42,10 @@ pub(crate) enum Operand<'a> {
 
 /// The type of an operand, for functions that are declared for it.
 pub(crate) trait Side {
+    const PAYLOAD: Payload;
+    /// Whether it is the plain type.
+    const IS_PLAIN: bool;
+
     fn operand(value: Detoasted<'_>) -> Operand<'_>;
 }
 
@@ -51,6 +55,9 @@ pub(crate) struct Sealed<T>(PhantomData<T>);
 pub(crate) struct Plain<T>(PhantomData<T>);
 
 impl<T: EncryptedType> Side for Sealed<T> {
+    const PAYLOAD: Payload = T::PAYLOAD;
+    const IS_PLAIN: bool = false;
+
     #[inline]
     fn operand(value: Detoasted<'_>) -> Operand<'_> {
         Operand::Sealed(T::PAYLOAD, value)
@@ -58,6 +65,9 @@ impl<T: EncryptedType> Side for Sealed<T> {
 }
 
 impl<T: EncryptedType> Side for Plain<T> {
+    const PAYLOAD: Payload = T::PAYLOAD;
+    const IS_PLAIN: bool = true;
+
     #[inline]
     fn operand(value: Detoasted<'_>) -> Operand<'_> {
         Operand::Plain(T::PAYLOAD, value)

@@ -7,7 +7,7 @@ use core::cmp::Ordering;
 use colcrypt_core::Tag;
 use pgrx::prelude::*;
 
-use super::{Operand, Purpose, Side, compare, equal};
+use super::{Operand, Purpose, Side, compare, equal, tags};
 use crate::error::Error;
 use crate::types::datum::{Call, per_value_function};
 use crate::{access, compat};
@@ -51,9 +51,11 @@ macro_rules! search_functions {
         per_value_function!(concat!($name, "_gt", $suffix), |call| {
             order::<$left, $right>(&call).is_gt().into()
         });
-        per_value_function!(concat!($name, "_cmp", $suffix), |call| {
-            index_order::<$left, $right>(&call).into()
-        });
+        per_value_function!(
+            concat!($name, "_cmp", $suffix),
+            quick | call | known_index_order::<$left, $right>(call).map(Into::into),
+            |call| index_order::<$left, $right>(&call).into()
+        );
     };
     (@one $name:literal, $suffix:literal, $side:ty) => {
         per_value_function!(concat!($name, "_hash", $suffix), |call| {
@@ -87,6 +89,17 @@ pub(crate) fn is_equal<L: Side, R: Side>(call: &Call<'_>) -> bool {
 pub(crate) fn order<L: Side, R: Side>(call: &Call<'_>) -> Ordering {
     let (left, right) = operands::<L, R>(call);
     Error::unwrap_or_raise(compare(&left, &right, purpose_of_operator(call)))
+}
+
+/// The same, if it is known: as [`tags::known_order`].
+#[inline]
+pub(crate) fn known_index_order<L: Side, R: Side>(call: &Call<'_>) -> Option<i32> {
+    if L::IS_PLAIN || compat::in_vacuum() {
+        return None;
+    }
+    // SAFETY: declared with two varlenas, strict.
+    let (left, right) = unsafe { (call.in_place(0)?, call.in_place(1)?) };
+    tags::known_order(L::PAYLOAD, left, R::IS_PLAIN, right).map(|order| order as i32)
 }
 
 /// Support function 1 of the btree families.

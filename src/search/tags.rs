@@ -2,12 +2,14 @@
 //! the key table stay as they are.
 
 use core::cell::RefCell;
+use core::cmp::Ordering;
 
 use colcrypt_core::{Payload, TagMemory};
 
 use super::with_opened;
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
+use crate::gucs::{self, Access};
 use crate::managed_keys::{self, Basis};
 
 /// One for each encrypted type, because a Fernet token may be a value of any. With what
@@ -16,7 +18,14 @@ use crate::managed_keys::{self, Basis};
 static MEMORIES: BackendLocal<[Memory; Payload::ALL.len()]> =
     BackendLocal::new([const { RefCell::new(None) }; Payload::ALL.len()]);
 
-type Memory = RefCell<Option<(Basis, TagMemory)>>;
+type Memory = RefCell<Option<Made>>;
+
+struct Made {
+    basis: Basis,
+    /// Whether some may not compare values under some keys.
+    has_grants: bool,
+    tags: TagMemory,
+}
 
 /// Lends the memory to `work`; reads or makes the index key if need be.
 ///
@@ -28,18 +37,23 @@ pub(super) fn with_memory<T>(
 ) -> Result<T, Error> {
     let place = &MEMORIES[payload.index()];
     let basis = Basis::now();
-    if let Some((made, memory)) = place.borrow_mut().as_mut()
-        && *made == basis
+    if let Some(made) = place.borrow_mut().as_mut()
+        && made.basis == basis
     {
-        return work(memory);
+        return work(&mut made.tags);
     }
     place.replace(None);
     let key = managed_keys::index_key()?;
+    let has_grants = managed_keys::any_grants()?;
     // Reading the key may have brought news of changes, but only of those before.
     let basis = Basis::now();
-    let mut memory = TagMemory::new(key);
-    let result = work(&mut memory);
-    place.replace(Some((basis, memory)));
+    let mut tags = TagMemory::new(key);
+    let result = work(&mut tags);
+    place.replace(Some(Made {
+        basis,
+        has_grants,
+        tags,
+    }));
     result
 }
 
@@ -47,10 +61,35 @@ pub(super) fn with_memory<T>(
 pub(crate) fn forget_plaintexts() {
     for place in &*MEMORIES {
         // If an error came out of the memory's use, it is dropped.
-        if let Ok(Some((_, memory))) = place.try_borrow_mut().as_deref_mut() {
-            memory.forget_plaintexts();
+        if let Ok(Some(made)) = place.try_borrow_mut().as_deref_mut() {
+            made.tags.forget_plaintexts();
         }
     }
+}
+
+/// How a stored value in an index and what is looked for there are ordered, if both
+/// tags are at hand and this session compares whatever it likes: most comparisons of a
+/// search are with values of the upper pages, which were there for the one before.
+///
+/// Reads nothing that is not at hand, does not fail and does not panic.
+#[inline]
+pub(super) fn known_order(
+    payload: Payload,
+    stored: &[u8],
+    sought_is_plain: bool,
+    sought: &[u8],
+) -> Option<Ordering> {
+    if gucs::access() != Access::Full {
+        return None;
+    }
+    let mut memory = MEMORIES[payload.index()].try_borrow_mut().ok()?;
+    let made = memory.as_mut()?;
+    if made.has_grants || Basis::known() != Some(made.basis) {
+        return None;
+    }
+    let sought = made.tags.held(1, sought_is_plain, sought)?;
+    let stored = made.tags.recall(stored)?;
+    Some(stored.cmp(&sought))
 }
 
 /// Whether two stored values are equal, if the tag of one is at hand because a
@@ -66,12 +105,9 @@ pub(super) fn equal_if_known(
 ) -> Result<Option<bool>, Error> {
     let basis = Basis::now();
     let mut memory = MEMORIES[payload.index()].borrow_mut();
-    let Some((made, memory)) = memory.as_mut() else {
+    let Some(Made { tags: memory, .. }) = memory.as_mut().filter(|made| made.basis == basis) else {
         return Ok(None);
     };
-    if *made != basis {
-        return Ok(None);
-    }
     let (tag, other) = match (memory.held(0, false, left), memory.held(1, false, right)) {
         (Some(tag), _) => (tag, right),
         (None, Some(tag)) => (tag, left),

@@ -38,9 +38,14 @@ pub(crate) struct CStringBuf {
 /// with an iterator, which takes a tenth of the time that opening a value takes, and
 /// cannot be part of what a macro defines for each type.
 ///
-/// The body turns a [`Call`] into the result's datum.
+/// The body turns a [`Call`] into the result's datum. With `quick` before it, a function
+/// that may know the result at once: it must not panic and not call what may raise an
+/// error, for it runs outside of pgrx's guard, which takes as long as a comparison.
 macro_rules! per_value_function {
     ($symbol:expr, |$call:ident| $body:expr) => {
+        $crate::types::datum::per_value_function!($symbol, quick | _ | None, |$call| $body);
+    };
+    ($symbol:expr, quick |$quick_call:pat_param| $quick:expr, |$call:ident| $body:expr) => {
         const _: () = {
             #[unsafe(export_name = concat!("pg_finfo_", $symbol))]
             extern "C" fn finfo() -> &'static ::pgrx::pg_sys::Pg_finfo_record {
@@ -50,11 +55,24 @@ macro_rules! per_value_function {
             }
 
             #[unsafe(export_name = $symbol)]
-            #[::pgrx::pg_guard]
             unsafe extern "C-unwind" fn function(
                 call: ::pgrx::pg_sys::FunctionCallInfo,
             ) -> ::pgrx::pg_sys::Datum {
                 // SAFETY: PostgreSQL calls the function with a live call.
+                let $quick_call = unsafe { &$crate::types::datum::Call::new(call) };
+                let quick: Option<::pgrx::pg_sys::Datum> = $quick;
+                match quick {
+                    Some(result) => result,
+                    // SAFETY: as above.
+                    None => unsafe { guarded(call) },
+                }
+            }
+
+            #[::pgrx::pg_guard]
+            unsafe extern "C-unwind" fn guarded(
+                call: ::pgrx::pg_sys::FunctionCallInfo,
+            ) -> ::pgrx::pg_sys::Datum {
+                // SAFETY: as above.
                 let $call = unsafe { $crate::types::datum::Call::new(call) };
                 $body
             }
@@ -126,6 +144,22 @@ impl<'a> Call<'a> {
     /// The call, for functions of PostgreSQL.
     pub(crate) fn raw(&self) -> pg_sys::FunctionCallInfo {
         self.raw
+    }
+
+    /// The bytes of an argument, if it can be read where it is.
+    ///
+    /// # Safety
+    /// The SQL function declares this argument as a varlena.
+    #[inline]
+    pub(crate) unsafe fn in_place(&self, number: usize) -> Option<&'a [u8]> {
+        // SAFETY: by the caller's word; arguments outlive the call.
+        unsafe {
+            let value: *mut pg_sys::varlena = self.datum(number).cast_mut_ptr();
+            is_plain(value).then(|| {
+                let bytes = varlena::vardata_any(value).cast();
+                core::slice::from_raw_parts(bytes, varlena::varsize_any_exhdr(value))
+            })
+        }
     }
 
     /// Where an argument is.
@@ -306,6 +340,7 @@ pub(crate) struct Detoasted<'a> {
 impl Detoasted<'_> {
     /// # Safety
     /// `datum` is a valid, non-null varlena datum that outlives `self`.
+    #[inline]
     pub(crate) unsafe fn from_raw(datum: pg_sys::Datum) -> Self {
         // SAFETY: the datum is a varlena by the caller's word; detoasting gives
         // either the same pointer or a palloc'd copy.
@@ -335,6 +370,7 @@ impl core::ops::Deref for Detoasted<'_> {
 }
 
 impl Drop for Detoasted<'_> {
+    #[inline]
     fn drop(&mut self) {
         if !self.copy.is_null() {
             // SAFETY: palloc'd by detoasting; nothing else refers to it.

@@ -4,6 +4,7 @@ use core::ops::Deref;
 use std::ffi::CStr;
 
 use colcrypt_core::Payload;
+use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 use zeroize::Zeroizing;
 
@@ -37,9 +38,8 @@ pub(super) fn read_literal(
     function: u32,
     literal: &CStr,
 ) -> Result<pg_sys::Datum, Error> {
-    use PgSqlErrorCode as Code;
     let literal = core::panic::AssertUnwindSafe(literal);
-    let mut attempt = PgTryBuilder::new(move || {
+    let read = move || {
         // SAFETY: input functions take a C string, and only look at it.
         Ok(unsafe {
             pg_sys::OidFunctionCall1Coll(
@@ -48,18 +48,33 @@ pub(super) fn read_literal(
                 literal.as_ptr().into(),
             )
         })
-    });
-    for code in [
-        Code::ERRCODE_INVALID_TEXT_REPRESENTATION,
-        Code::ERRCODE_INVALID_PARAMETER_VALUE,
-        Code::ERRCODE_UNTRANSLATABLE_CHARACTER,
-        Code::ERRCODE_CHARACTER_NOT_IN_REPERTOIRE,
-        Code::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE,
-        Code::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
-        Code::ERRCODE_STATEMENT_TOO_COMPLEX,
-        Code::ERRCODE_FEATURE_NOT_SUPPORTED,
-    ] {
-        attempt = attempt.catch_when(code, move |_| Err(Error::InvalidLiteral { payload, code }));
-    }
-    attempt.execute()
+    };
+    // One handler for all: pgrx keeps each in memory of its own.
+    PgTryBuilder::new(read)
+        .catch_others(move |error| match code_of_literal(&error) {
+            Some(code) => Err(Error::InvalidLiteral { payload, code }),
+            None => error.rethrow(),
+        })
+        .execute()
+}
+
+/// The error's code, if it is about the literal.
+fn code_of_literal(error: &CaughtError) -> Option<PgSqlErrorCode> {
+    use PgSqlErrorCode as Code;
+    let CaughtError::PostgresError(report) = error else {
+        return None;
+    };
+    let code = report.sql_error_code();
+    let of_literal = matches!(
+        code,
+        Code::ERRCODE_INVALID_TEXT_REPRESENTATION
+            | Code::ERRCODE_INVALID_PARAMETER_VALUE
+            | Code::ERRCODE_UNTRANSLATABLE_CHARACTER
+            | Code::ERRCODE_CHARACTER_NOT_IN_REPERTOIRE
+            | Code::ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE
+            | Code::ERRCODE_PROGRAM_LIMIT_EXCEEDED
+            | Code::ERRCODE_STATEMENT_TOO_COMPLEX
+            | Code::ERRCODE_FEATURE_NOT_SUPPORTED
+    );
+    of_literal.then_some(code)
 }
