@@ -61,4 +61,15 @@ CREATE FUNCTION colcrypt.inspect(
 COMMENT ON FUNCTION colcrypt.inspect(@type@) IS
     'what a stored value tells without a key';
 
+CREATE FUNCTION colcrypt.verify_value(
+    value @type@,
+    OUT key_id text,
+    OUT suite text,
+    OUT failure text
+)
+    AS 'MODULE_PATHNAME', '@type@_verify'
+    LANGUAGE c STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION colcrypt.verify_value(@type@) IS
+    'why a value cannot be decrypted; NULL if it can';
+
 $template$);

@@ -148,6 +148,21 @@ CREATE FUNCTION colcrypt.key_usage(
 COMMENT ON FUNCTION colcrypt.key_usage(regclass, name) IS
     'how many values of a column are under which key, and whether a rotation would move them';
 
+CREATE FUNCTION colcrypt.verify_column(
+    relation regclass,
+    column_name name,
+    OUT key_id text,
+    OUT suite text,
+    OUT ok bigint,
+    OUT failed bigint,
+    OUT first_failure tid,
+    OUT reason text
+) RETURNS SETOF record
+    AS 'MODULE_PATHNAME', 'colcrypt_verify_column_wrapper'
+    LANGUAGE c STABLE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION colcrypt.verify_column(regclass, name) IS
+    'decrypts every value of a column: how many can be read, by key and suite, and the first that cannot';
+
 CREATE FUNCTION colcrypt.keys_in_index(index regclass, key_ids text[]) RETURNS SETOF text
     AS 'MODULE_PATHNAME', 'colcrypt_keys_in_index_wrapper'
     LANGUAGE c STABLE STRICT PARALLEL UNSAFE;

@@ -9,7 +9,7 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 use crate::error::Error;
-use crate::relations;
+use crate::relations::{self, ReadableColumn};
 use crate::sealing::Sealer;
 
 /// Values of a column under one key, in one suite.
@@ -43,49 +43,19 @@ fn colcrypt_key_usage(
     >,
     ErrorReport,
 > {
-    // SAFETY: locking an OID that is no relation does no harm.
-    unsafe { pg_sys::LockRelationOid(relation, pg_sys::AccessShareLock as pg_sys::LOCKMODE) };
-    let name = relations::relation_name(relation).ok_or(Error::NoRelation(relation.to_u32()))?;
-    let readable = [
-        pg_sys::RELKIND_RELATION,
-        pg_sys::RELKIND_PARTITIONED_TABLE,
-        pg_sys::RELKIND_MATVIEW,
-    ];
-    if !readable.contains(&relations::relation_kind(relation)) {
-        return Err(Error::NotTable {
-            relation: name,
-            kind: "a relation without rows of its own",
-            hint: "",
-        }
-        .into());
-    }
-    let attribute = relations::find_column(relation, column_name, &name)?;
-    relations::payload_of_column(relation, attribute, column_name, &name)?;
-    // SAFETY: the relation exists.
-    let hidden = unsafe { pg_sys::check_enable_rls(relation, pg_sys::InvalidOid, true) };
-    if hidden == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32 {
-        return Err(Error::HiddenRows { relation: name }.into());
-    }
-    let modifier = relations::find_modifier(relation, attribute);
-    let usage = read(relation, column_name)?;
+    let column = ReadableColumn::find(relation, column_name)?;
+    let modifier = relations::find_modifier(relation, column.attribute);
+    let usage = read(&column)?;
     Ok(TableIterator::new(usage.into_iter().map(move |usage| {
         let stale = is_stale(&usage, modifier);
         (usage.key_id, usage.suite, usage.rows, usage.bytes, stale)
     })))
 }
 
-fn read(relation: pg_sys::Oid, column: &CStr) -> Result<Vec<Usage>, Error> {
-    // SAFETY: the relation is locked; both give palloc'd strings.
-    let (relation, column) = unsafe {
-        let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(relation));
-        let relation = pg_sys::quote_qualified_identifier(schema, pg_sys::get_rel_name(relation));
-        (
-            CStr::from_ptr(relation).to_string_lossy().into_owned(),
-            CStr::from_ptr(pg_sys::quote_identifier(column.as_ptr()))
-                .to_string_lossy()
-                .into_owned(),
-        )
-    };
+fn read(column: &ReadableColumn) -> Result<Vec<Usage>, Error> {
+    let ReadableColumn {
+        relation, column, ..
+    } = column;
     let query = format!(
         "SELECT (i).key_id, (i).suite, pg_catalog.count(*), pg_catalog.sum((i).stored_bytes)
          FROM (SELECT colcrypt.inspect({column}) AS i FROM {relation}

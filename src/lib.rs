@@ -31,6 +31,7 @@ mod stats;
 mod status;
 mod tally;
 mod types;
+mod verify;
 
 #[cfg(any(test, feature = "pg_test"))]
 mod in_server_tests;

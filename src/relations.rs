@@ -100,6 +100,58 @@ pub(crate) fn payload_of_column(
     })
 }
 
+/// An encrypted column whose values are there to be read, all of them.
+pub(crate) struct ReadableColumn {
+    /// The relation and the column as SQL has them.
+    pub(crate) relation: String,
+    pub(crate) column: String,
+    pub(crate) attribute: i16,
+}
+
+impl ReadableColumn {
+    /// Locks the relation. What the caller may read, the query decides.
+    ///
+    /// # Errors
+    /// [`Error::NoRelation`], [`Error::NotTable`], [`Error::NoColumn`],
+    /// [`Error::WrongType`]; [`Error::HiddenRows`].
+    pub(crate) fn find(oid: pg_sys::Oid, column: &CStr) -> Result<Self, Error> {
+        // SAFETY: locking an OID that is no relation does no harm.
+        unsafe { pg_sys::LockRelationOid(oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE) };
+        let name = relation_name(oid).ok_or(Error::NoRelation(oid.to_u32()))?;
+        let readable = [
+            pg_sys::RELKIND_RELATION,
+            pg_sys::RELKIND_PARTITIONED_TABLE,
+            pg_sys::RELKIND_MATVIEW,
+        ];
+        if !readable.contains(&relation_kind(oid)) {
+            return Err(Error::NotTable {
+                relation: name,
+                kind: "a relation without rows of its own",
+                hint: "",
+            });
+        }
+        let attribute = find_column(oid, column, &name)?;
+        payload_of_column(oid, attribute, column, &name)?;
+        // SAFETY: the relation exists.
+        let hidden = unsafe { pg_sys::check_enable_rls(oid, pg_sys::InvalidOid, true) };
+        if hidden == pg_sys::CheckEnableRlsResult::RLS_ENABLED as i32 {
+            return Err(Error::HiddenRows { relation: name });
+        }
+        // SAFETY: the relation is locked; both give palloc'd strings.
+        let (relation, column) = unsafe {
+            let schema = pg_sys::get_namespace_name(pg_sys::get_rel_namespace(oid));
+            let relation = pg_sys::quote_qualified_identifier(schema, pg_sys::get_rel_name(oid));
+            let column = pg_sys::quote_identifier(column.as_ptr());
+            (CStr::from_ptr(relation), CStr::from_ptr(column))
+        };
+        Ok(Self {
+            relation: relation.to_string_lossy().into_owned(),
+            column: column.to_string_lossy().into_owned(),
+            attribute,
+        })
+    }
+}
+
 /// The OIDs of the encrypted types, each at the place of its [`Payload::index`].
 #[derive(Clone, Copy)]
 pub(crate) struct EncryptedTypes([pg_sys::Oid; Payload::ALL.len()]);

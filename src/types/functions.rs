@@ -43,6 +43,9 @@ macro_rules! encrypted_type {
             per_value_function!(concat!($name, "_from_fernet"), |call| {
                 from_fernet::<$type>(&call)
             });
+            per_value_function!(concat!($name, "_verify"), |call| {
+                $crate::verify::verify_value::<$type>(&call)
+            });
         };
         $crate::search::search_functions!($name, $type);
     };
