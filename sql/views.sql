@@ -19,6 +19,12 @@ CREATE FUNCTION colcrypt.modifier_name(modifier integer) RETURNS text
 COMMENT ON FUNCTION colcrypt.modifier_name(integer) IS
     'the name of the key that a type modifier stands for, or # and its number';
 
+CREATE FUNCTION colcrypt.modifier_of_key(name name) RETURNS integer
+    AS 'MODULE_PATHNAME', 'colcrypt_modifier_of_key'
+    LANGUAGE c STABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION colcrypt.modifier_of_key(name) IS
+    'the type modifier that names a managed key; an error if there is no such key';
+
 CREATE VIEW colcrypt.keys AS
 WITH ring AS (
     SELECT DISTINCT ON (key_id) key_id, name, is_primary

@@ -23,6 +23,7 @@ mod key_usage;
 mod keyring;
 mod log_hook;
 mod managed_keys;
+mod migration;
 mod relations;
 mod rotation;
 mod sealing;
@@ -77,9 +78,14 @@ extension_sql_file!(
     requires = ["encrypted_jsonb"]
 );
 extension_sql_file!(
+    "../sql/migration.sql",
+    name = "migration",
+    requires = ["rotation"]
+);
+extension_sql_file!(
     "../sql/operating.sql",
     name = "operating",
-    requires = ["rotation"]
+    requires = ["migration"]
 );
 extension_sql_file!(
     "../sql/doctor.sql",

@@ -46,6 +46,15 @@ macro_rules! encrypted_type {
             per_value_function!(concat!($name, "_verify"), |call| {
                 $crate::verify::verify_value::<$type>(&call)
             });
+            per_value_function!(concat!($name, "_encrypt_value"), |call| {
+                $crate::migration::encrypt_value::<$type>(&call)
+            });
+            per_value_function!(concat!($name, "_decrypt_value"), |call| {
+                $crate::migration::decrypt_value::<$type>(&call)
+            });
+            per_value_function!(concat!($name, "_is_own_token"), |call| {
+                $crate::migration::is_own_token::<$type>(&call)
+            });
         };
         $crate::search::search_functions!($name, $type);
     };
@@ -144,7 +153,7 @@ pub(super) fn encrypt_under<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum 
 }
 
 /// `decrypt(type)`
-pub(super) fn decrypt<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
+pub(crate) fn decrypt<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
     // SAFETY: as declared.
     let stored = unsafe { call.varlena(0) };
     Error::unwrap_or_raise(opened::<T>(&stored))
@@ -185,7 +194,12 @@ pub(super) fn from_fernet<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
     sealed_datum(adopt_fernet::<T>(&token).map_err(|error| *error))
 }
 
-fn adopt_fernet<T: EncryptedType>(token: &[u8]) -> Result<VarlenaBuf, Box<Error>> {
+/// The stored value of a Fernet token that a key of the ring opens.
+///
+/// # Errors
+/// [`Error::BadFernetToken`], [`Error::ForeignFernetToken`],
+/// [`Error::ReservedPrefix`]; as [`sealing::open`].
+pub(crate) fn adopt_fernet<T: EncryptedType>(token: &[u8]) -> Result<VarlenaBuf, Box<Error>> {
     let raw = fernet_raw(token).map_err(|reason| Error::BadFernetToken { reason })?;
     let ring = keyring::current();
     ring.primary()?;

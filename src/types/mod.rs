@@ -6,7 +6,7 @@ pub(crate) mod datum;
 mod encrypted_bytea;
 mod encrypted_jsonb;
 mod encrypted_text;
-mod functions;
+pub(crate) mod functions;
 pub(crate) mod json;
 pub(crate) mod plain;
 mod typmod;

@@ -1,0 +1,103 @@
+//! What `encrypt_column()` and `decrypt_column()` (`sql/migration.sql`) do with each
+//! value, and count.
+
+use core::cell::Cell;
+use std::time::{Duration, Instant};
+
+use colcrypt_core::modifier_from_name;
+use pgrx::prelude::*;
+
+use crate::backend_local::BackendLocal;
+use crate::error::{Error, Wire};
+use crate::types::datum::{Call, Record, VarlenaBuf, per_value_function};
+use crate::types::{EncryptedType, functions};
+use crate::{managed_keys, sealing};
+
+/// How often a long migration says how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+/// What a Fernet token begins with: version 0x80 and a time before the year 2106, in
+/// base64url.
+const TOKEN_START: &[u8] = b"gAAAAA";
+
+static COUNTS: BackendLocal<Counts> = BackendLocal::new(Counts {
+    rows: Cell::new(0),
+    adopted: Cell::new(0),
+    lookalikes: Cell::new(0),
+    reported: Cell::new(None),
+});
+
+/// Of this session, since they were asked for last.
+struct Counts {
+    rows: Cell<i64>,
+    /// Values that are Fernet tokens of the key ring.
+    adopted: Cell<i64>,
+    /// Values that look like Fernet tokens, and were encrypted.
+    lookalikes: Cell<i64>,
+    reported: Cell<Option<Instant>>,
+}
+
+impl Counts {
+    fn count_row(&self) {
+        self.rows.set(self.rows.get() + 1);
+        if self.rows.get() % 1024 != 1 {
+            return;
+        }
+        let now = Instant::now();
+        match self.reported.get() {
+            None => self.reported.set(Some(now)),
+            Some(then) if now.duration_since(then) >= PROGRESS_INTERVAL => {
+                self.reported.set(Some(now));
+                pgrx::notice!("{} values so far", self.rows.get());
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// `encrypt_value(plain type, integer)`
+pub(crate) fn encrypt_value<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
+    // SAFETY: as declared.
+    let (value, modifier) = unsafe { (call.detoasted(0), call.int4(1)) };
+    let plain = T::take(&value);
+    COUNTS.count_row();
+    if plain.starts_with(TOKEN_START) {
+        COUNTS.lookalikes.set(COUNTS.lookalikes.get() + 1);
+    }
+    let sealed = sealing::take_in::<VarlenaBuf>(T::PAYLOAD, &plain, modifier, Wire::Text);
+    Error::unwrap_or_raise(sealed).into_raw()
+}
+
+/// `decrypt_value(type)`
+pub(crate) fn decrypt_value<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
+    COUNTS.count_row();
+    functions::decrypt::<T>(call)
+}
+
+/// `is_own_token(plain type)`
+pub(crate) fn is_own_token<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
+    // SAFETY: as declared.
+    let value = unsafe { call.detoasted(0) };
+    let plain = T::take(&value);
+    let is_own = plain.starts_with(TOKEN_START) && functions::adopt_fernet::<T>(&plain).is_ok();
+    if is_own {
+        COUNTS.count_row();
+        COUNTS.adopted.set(COUNTS.adopted.get() + 1);
+    }
+    is_own.into()
+}
+
+per_value_function!("colcrypt_migration_counts", |call| {
+    COUNTS.reported.set(None);
+    let counts = [&COUNTS.rows, &COUNTS.adopted, &COUNTS.lookalikes];
+    let columns = counts.map(|count| count.take().into_datum());
+    // SAFETY: the SQL function returns a record of these types, in this order.
+    unsafe { Record::new(call.raw(), columns) }.into_raw()
+});
+
+// The type modifier that names a managed key, which there is.
+per_value_function!("colcrypt_modifier_of_key", |call| {
+    // SAFETY: declared as (name), strict; a name is NUL-terminated.
+    let name = unsafe { call.cstring(0) }.to_string_lossy();
+    Error::unwrap_or_raise(managed_keys::active_by_name(&name).map_err(Box::new));
+    modifier_from_name(&name).into()
+});
