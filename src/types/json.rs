@@ -1,6 +1,7 @@
 //! JSON documents by PostgreSQL's own `jsonb` (src/backend/utils/adt/jsonb.c). No
 //! error quotes a document, and no copy of one is left in memory of ours.
 
+use core::cell::Cell;
 use std::ffi::CStr;
 
 use colcrypt_core::Payload;
@@ -9,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::datum::{Detoasted, VarlenaBuf};
 use super::plain::read_literal;
+use crate::backend_local::BackendLocal;
 use crate::encoding;
 use crate::error::Error;
 
@@ -18,9 +20,10 @@ use crate::error::Error;
 /// # Errors
 /// [`Error::InvalidLiteral`].
 pub(crate) fn normalized(text: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let _scratch = Scratch::enter();
     let parsed = parse(text)?;
     // SAFETY: a jsonb.
-    let printed = print(&unsafe { Detoasted::from_raw(parsed) });
+    let printed = print_here(&unsafe { Detoasted::from_raw(parsed) });
     // SAFETY: palloc'd by `parse`, and not used any more.
     unsafe { VarlenaBuf::from_raw(parsed.cast_mut_ptr()) }.wipe();
     Ok(printed)
@@ -55,6 +58,11 @@ pub(crate) fn parse(text: &[u8]) -> Result<pg_sys::Datum, Error> {
 
 /// A `jsonb` in text form.
 pub(crate) fn print(document: &Detoasted<'_>) -> Zeroizing<Vec<u8>> {
+    let _scratch = Scratch::enter();
+    print_here(document)
+}
+
+fn print_here(document: &Detoasted<'_>) -> Zeroizing<Vec<u8>> {
     // A container is read as 32-bit words; one with a short length word is not
     // aligned for that.
     let mut words;
@@ -105,5 +113,46 @@ pub(crate) fn unquoted_if(payload: Payload, text: &[u8]) -> &[u8] {
     match payload {
         Payload::Jsonb => unquoted(text),
         Payload::Text | Payload::Bytea => text,
+    }
+}
+
+/// A memory context for what PostgreSQL allocates on the way to a result, and freed with
+/// it: an index compares in one that lives as long as the statement.
+struct Scratch {
+    context: pg_sys::MemoryContext,
+    outer: pg_sys::MemoryContext,
+}
+
+impl Scratch {
+    /// Not to be nested: the inner one would free the memory of the outer.
+    fn enter() -> Self {
+        static CONTEXT: BackendLocal<Cell<pg_sys::MemoryContext>> =
+            BackendLocal::new(Cell::new(core::ptr::null_mut()));
+        // SAFETY: a context below the top one lives as long as the backend.
+        unsafe {
+            if CONTEXT.get().is_null() {
+                CONTEXT.set(pg_sys::AllocSetContextCreateExtended(
+                    pg_sys::TopMemoryContext,
+                    c"colcrypt documents".as_ptr(),
+                    pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+                    pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+                    pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+                ));
+            }
+            let (context, outer) = (CONTEXT.get(), pg_sys::CurrentMemoryContext);
+            pg_sys::CurrentMemoryContext = context;
+            Self { context, outer }
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // SAFETY: the context that was entered; nothing in it is used any more. After an
+        // error PostgreSQL may be in another one.
+        unsafe {
+            pg_sys::CurrentMemoryContext = self.outer;
+            pg_sys::MemoryContextReset(self.context);
+        }
     }
 }

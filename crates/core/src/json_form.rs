@@ -133,4 +133,33 @@ mod tests {
             Some(br#"{"\\": 1, "\"": 2, "x": "1.0"}"#.as_slice())
         );
     }
+
+    proptest::proptest! {
+        #[test]
+        fn one_form_is_reached_at_once(
+            items in proptest::collection::vec(
+                "\"(\\\\[\"\\\\]|[a0.1])*\"|-?(0|[1-9][0-9]{0,2})(\\.[0-9]{1,4})?|null",
+                0..6,
+            ),
+        ) {
+            let printed = format!("[{}]", items.join(", "));
+            if let Some(once) = with_canonical_numbers(printed.as_bytes()) {
+                proptest::prop_assert!(once.len() < printed.len());
+                proptest::prop_assert!(with_canonical_numbers(&once).is_none());
+                let (a, b): (serde_json::Value, serde_json::Value) = (
+                    serde_json::from_str(&printed).expect("JSON"),
+                    serde_json::from_slice(&once).expect("still JSON"),
+                );
+                let numbers = |value: serde_json::Value| -> Vec<Option<f64>> {
+                    value.as_array().expect("a list").iter().map(|item| item.as_f64()).collect()
+                };
+                proptest::prop_assert_eq!(numbers(a), numbers(b));
+            }
+        }
+
+        #[test]
+        fn what_is_no_json_does_no_harm(printed in "[-.0-9\"\\\\ab, ]{0,40}") {
+            let _ = with_canonical_numbers(printed.as_bytes());
+        }
+    }
 }
