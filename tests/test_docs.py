@@ -27,22 +27,27 @@ import psycopg
 import pytest
 
 from harness import Cluster, Database, fetch, new_key, wait_until
+from kinds import KINDS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
-# A call's name and arguments in a heading or in the first cell of a table's row.
-SIGNATURE = re.compile(r"^(?:### |\| )`([a-z_.]+\([a-z_, \[\]]*\))`", re.MULTILINE)
+# Names and arguments of calls in a heading, or in the first cell of a table's row. E
+# stands for each encrypted type, P for its plain type.
+CALLS = re.compile(
+    r"^(?:### |\| )((?:`[a-z_.EP]+\([a-z_, \[\]EP]*\)`(?:, )?)+)", re.MULTILINE
+)
 SETTING_ROW = re.compile(
     r"^\| `(colcrypt\.\w+)` \| (\w+) \| (?:`([^`]*)` )?\|$", re.MULTILINE
 )
 CAST_ROW = re.compile(
-    r"^\| `([a-z_ ]+)` \| `([a-z_ ]+)` \| (implicit|assignment) \|$", re.MULTILINE
+    r"^\| `([a-z_ EP]+)` \| `([a-z_ EP]+)` \| (implicit|assignment) \|$", re.MULTILINE
 )
 OPERATOR_ROW = re.compile(
-    r"^\| ((?:`[<>=~#]+`(?:, )?)+) \| ([a-z_`, ]+) \| ([a-z_`, ]+) \|", re.MULTILINE
+    r"^\| ((?:`(?:[<>=~#]|\\\|)+`(?:, )?)+) \| ([a-z_`, EP]+) \| ([a-z_`, EP]+) \|",
+    re.MULTILINE,
 )
 CLASS_ROW = re.compile(r"^\| `(\w+)` \| `(btree|hash)` \| (yes|no) \|", re.MULTILINE)
 COLUMN_ROW = re.compile(r"^\| `(\w+)` \| ([a-z \[\]]+) \|", re.MULTILINE)
@@ -138,12 +143,25 @@ def test_what_must_come_of_a_statement_is_found() -> None:
     ]
 
 
+def for_each_type(*names: str) -> set[str]:
+    """The names in a row, with a type for E and its plain type for P."""
+    row = "|".join(names)
+    return {row.replace("E", kind.type).replace("P", kind.plain) for kind in KINDS}
+
+
+ENCRYPTED_TYPES = ", ".join(f"'{kind.type}'::regtype" for kind in KINDS)
+
+
 def test_the_reference_names_every_function_and_no_other(db: Database) -> None:
     there = db.psql("""
         SELECT objid::regprocedure FROM pg_depend JOIN pg_extension AS e ON e.oid = refobjid
         WHERE deptype = 'e' AND classid = 'pg_proc'::regclass AND extname = 'colcrypt'""")
-    text = REFERENCE.read_text()
-    named = [name.replace(", ", ",") for name in SIGNATURE.findall(text)]
+    named = [
+        name.replace(", ", ",")
+        for calls in CALLS.findall(REFERENCE.read_text())
+        for call in re.findall("`([^`]+)`", calls)
+        for name in for_each_type(call)
+    ]
     assert sorted(named) == sorted(there.splitlines())
 
 
@@ -156,13 +174,13 @@ def test_the_reference_tells_rights_and_volatility(db: Database) -> None:
                has_function_privilege('public', p.oid, 'EXECUTE'), pronargs
         FROM pg_proc AS p JOIN pg_depend ON objid = p.oid
         JOIN pg_extension AS e ON e.oid = refobjid
-        WHERE deptype = 'e' AND extname = 'colcrypt' AND proname NOT LIKE 'encrypted_text%'""")
+        WHERE deptype = 'e' AND extname = 'colcrypt' AND proname NOT LIKE 'encrypted\\_%'""")
     for row in rows.splitlines():
         name, volatility, parallel, is_public, arguments = row.split("|")
-        # Two functions of one name differ in how many arguments they take.
+        # Those of one name and as many arguments are one function for all types.
         more = r"[^,)]*," * (int(arguments) - 1)
         section = re.search(
-            rf"^### `(?:colcrypt\.)?{name}\({more}[^,)]*\)`.*?(?=^##)",
+            rf"^### [^\n]*`(?:colcrypt\.)?{name}\({more}[^,)]*\)`.*?(?=^##)",
             REFERENCE.read_text(),
             re.MULTILINE | re.DOTALL,
         )
@@ -177,35 +195,36 @@ def test_the_reference_names_every_operator_and_no_other(db: Database) -> None:
         FROM pg_operator AS o JOIN pg_depend ON objid = o.oid
         JOIN pg_extension AS e ON e.oid = refobjid
         WHERE deptype = 'e' AND classid = 'pg_operator'::regclass AND extname = 'colcrypt'""")
-    named = [
-        "|".join(one)
-        for row in OPERATOR_ROW.findall(section("Operators"))
+    assert sorted(operators(section("Operators"))) == sorted(there.splitlines())
+
+
+def operators(text: str) -> set[str]:
+    """Those in the rows of a table, each with the types that it is for."""
+    return {
+        name.replace("\\|", "|")
+        for row in OPERATOR_ROW.findall(text)
         for one in itertools.product(*(re.findall("`([^`]+)`", cell) for cell in row))
-    ]
-    assert sorted(named) == sorted(there.splitlines())
+        for name in for_each_type(*one)
+    }
 
 
 def test_the_reference_names_the_operators_that_are_refused(db: Database) -> None:
     there = db.psql("""
         SELECT oprname, oprleft::regtype, oprright::regtype
         FROM pg_operator JOIN pg_proc AS p ON p.oid = oprcode
-        WHERE proname = 'encrypted_text_no_order'""")
-    refused = [
-        "|".join(one)
-        for line in section("Operators").splitlines()
-        if "refused with 0A000" in line
-        for row in OPERATOR_ROW.findall(line)
-        for one in itertools.product(*(re.findall("`([^`]+)`", cell) for cell in row))
-    ]
+        WHERE proname LIKE 'encrypted\\_%\\_no\\_order'""")
+    rows = section("Operators").splitlines()
+    refused = operators("\n".join(row for row in rows if "refused with 0A000" in row))
     assert sorted(refused) == sorted(there.splitlines())
 
 
 def test_the_reference_names_the_operator_classes(db: Database) -> None:
-    there = db.psql("""
+    there = db.psql(f"""
         SELECT opcname, amname, CASE WHEN opcdefault THEN 'yes' ELSE 'no' END
         FROM pg_opclass JOIN pg_am ON pg_am.oid = opcmethod
-        WHERE opcintype = 'encrypted_text'::regtype""")
-    named = ["|".join(row) for row in CLASS_ROW.findall(section("Operator classes"))]
+        WHERE opcintype IN ({ENCRYPTED_TYPES})""")
+    rows = CLASS_ROW.findall(section("Operator classes"))
+    named = [name for row in rows for name in for_each_type(*row)]
     assert sorted(named) == sorted(there.splitlines())
 
 
@@ -230,14 +249,25 @@ def test_the_reference_names_tables_and_views_with_their_columns(
 
 @pytest.mark.parametrize(
     "function",
-    ["inspect", "ring_keys", "key_usage", "droppable_keys", "sealed_constants"],
+    [
+        "inspect",
+        "ring_keys",
+        "key_usage",
+        "droppable_keys",
+        "sealed_constants",
+        "stale_columns",
+    ],
 )
 def test_the_reference_names_what_functions_give(db: Database, function: str) -> None:
+    # The same of each function of that name.
     there = db.psql(f"""
         SELECT name, format_type(type, NULL)
         FROM pg_proc,
-            unnest(proargnames, proargmodes, proallargtypes) AS a (name, mode, type)
-        WHERE oid = 'colcrypt.{function}'::regproc AND mode = 'o'""")
+            unnest(proargnames, proargmodes, proallargtypes)
+                WITH ORDINALITY AS a (name, mode, type, number)
+        WHERE pronamespace = 'colcrypt'::regnamespace AND proname = '{function}'
+            AND mode = 'o'
+        GROUP BY number, name, type ORDER BY number""")
     heading = re.search(
         rf"^### (`colcrypt\.{function}\(.*)$", REFERENCE.read_text(), re.MULTILINE
     )
@@ -344,11 +374,13 @@ def test_managed_keys_and_modifiers_are_what_the_format_page_says(
 
 
 def test_the_reference_names_every_cast_and_no_other(db: Database) -> None:
-    there = db.psql("""
+    there = db.psql(f"""
         SELECT castsource::regtype, casttarget::regtype,
                CASE castcontext WHEN 'i' THEN 'implicit' WHEN 'a' THEN 'assignment' END
-        FROM pg_cast WHERE 'encrypted_text'::regtype IN (castsource, casttarget)""")
-    named = ["|".join(row) for row in CAST_ROW.findall(REFERENCE.read_text())]
+        FROM pg_cast
+        WHERE castsource IN ({ENCRYPTED_TYPES}) OR casttarget IN ({ENCRYPTED_TYPES})""")
+    rows = CAST_ROW.findall(section("Casts"))
+    named = [name for row in rows for name in for_each_type(*row)]
     assert sorted(named) == sorted(there.splitlines())
 
 

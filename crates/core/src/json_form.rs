@@ -151,7 +151,7 @@ mod tests {
                     serde_json::from_slice(&once).expect("still JSON"),
                 );
                 let numbers = |value: serde_json::Value| -> Vec<Option<f64>> {
-                    value.as_array().expect("a list").iter().map(|item| item.as_f64()).collect()
+                    value.as_array().expect("a list").iter().map(serde_json::Value::as_f64).collect()
                 };
                 proptest::prop_assert_eq!(numbers(a), numbers(b));
             }
