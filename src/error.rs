@@ -390,7 +390,8 @@ impl Error {
                  primary, and reload the configuration."
             }
             Self::Damaged { .. } => {
-                "The stored bytes were changed, or were sealed under another key with the same id."
+                "The stored bytes were changed, or were sealed for another type or under another key \
+                 with the same id."
             }
             Self::ReservedPrefix(_) => {
                 "To load ciphertext that colcrypt made, have a superuser set \
@@ -438,7 +439,7 @@ impl Error {
                 "Run pg_dump as a role that is not masked. The dump holds ciphertext."
             }
             Self::UnknownKeyName { .. } => {
-                "SELECT colcrypt.create_key() makes a key. A type modifier of encrypted_text, \
+                "SELECT colcrypt.create_key() makes a key. The type modifier of a column, \
                  colcrypt.write_key and encrypt(value, key) name one."
             }
             Self::LoadedTooLate => {
@@ -479,7 +480,7 @@ impl Error {
                  the escape format of bytea."
             }
             Self::InvalidLiteral { .. } => {
-                "The value is not shown. A cast to jsonb tells where it is wrong."
+                "The value is not shown. It must be a JSON document that jsonb takes."
             }
             Self::NotTable { hint, .. } | Self::WrongType { hint, .. } => hint,
             Self::GeneratedColumn { .. } => "Rotate the column that it is computed from.",

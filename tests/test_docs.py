@@ -32,6 +32,7 @@ from kinds import KINDS
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
+ENCRYPTED_TYPES = ", ".join(f"'{kind.type}'::regtype" for kind in KINDS)
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 # Names and arguments of calls in a heading, or in the first cell of a table's row. E
@@ -147,9 +148,6 @@ def for_each_type(*names: str) -> set[str]:
     """The names in a row, with a type for E and its plain type for P."""
     row = "|".join(names)
     return {row.replace("E", kind.type).replace("P", kind.plain) for kind in KINDS}
-
-
-ENCRYPTED_TYPES = ", ".join(f"'{kind.type}'::regtype" for kind in KINDS)
 
 
 def test_the_reference_names_every_function_and_no_other(db: Database) -> None:

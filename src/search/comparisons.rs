@@ -261,12 +261,16 @@ impl Search {
             || (modifier >= 0 && managed_keys::is_restricted_modifier(modifier).unwrap_or(true))
     }
 
-    /// Whether an operator takes encrypted values: it compares, then.
+    /// Whether an operator compares encrypted values: those that give no boolean, as
+    /// `||` does, work with what the session gets to see.
     fn is_ours(&self, operator: pg_sys::Oid) -> bool {
         let (mut left, mut right) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
         // SAFETY: an operator of an analyzed query exists.
-        unsafe { pg_sys::op_input_types(operator, &raw mut left, &raw mut right) };
-        self.types.has(left) || self.types.has(right)
+        let result = unsafe {
+            pg_sys::op_input_types(operator, &raw mut left, &raw mut right);
+            pg_sys::get_func_rettype(pg_sys::get_opcode(operator))
+        };
+        result == pg_sys::BOOLOID && (self.types.has(left) || self.types.has(right))
     }
 }
 
