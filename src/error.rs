@@ -43,7 +43,11 @@ pub(crate) enum Error {
     NotText { key: KeyId },
     #[error("encrypted value does not hold a JSON document")]
     NotJson { key: KeyId },
-    /// In place of PostgreSQL's own error, which quotes the value.
+    /// In place of PostgreSQL's own error, which quotes the value, or whose statement in
+    /// the log does.
+    #[error("document is nested too deep for this session")]
+    DeepDocument,
+    /// As above.
     #[error("invalid input syntax for type encrypted_{}", payload.name())]
     InvalidLiteral {
         payload: Payload,
@@ -292,6 +296,7 @@ impl Error {
             | Self::NotJson { .. }
             | Self::ForeignFernetToken => Code::ERRCODE_DATA_CORRUPTED,
             Self::InvalidLiteral { code, .. } => *code,
+            Self::DeepDocument => Code::ERRCODE_STATEMENT_TOO_COMPLEX,
             Self::Unrepresentable => Code::ERRCODE_UNTRANSLATABLE_CHARACTER,
             Self::ReservedPrefix(Wire::Text)
             | Self::BadTextForm {
@@ -395,7 +400,8 @@ impl Error {
             }
             Self::ReservedPrefix(_) => {
                 "To load ciphertext that colcrypt made, have a superuser set \
-                 colcrypt.input = 'ciphertext', or use from_ciphertext()."
+                 colcrypt.input = 'ciphertext', or use from_ciphertext() or its like for the \
+                 type."
             }
             Self::BadTextForm { .. } => {
                 "Ciphertext starts with colcrypt:v1: and is what ciphertext() prints. \
@@ -466,7 +472,8 @@ impl Error {
                 "Its row in colcrypt.key was changed or damaged. Restore the row from a backup."
             }
             Self::NoOrder => {
-                "Cast to the plain type to compare by plaintext: col::text < 'x', ORDER BY col::text."
+                "Cast the column to its plain type to compare by plaintext: col::text < 'x', \
+                 ORDER BY col::text."
             }
             Self::BadTypmod => {
                 "Write the type without a modifier, or with the name of a key: \
@@ -479,6 +486,7 @@ impl Error {
                 "The value is not shown. Bytes are written as \\x and pairs of hex digits, or in \
                  the escape format of bytea."
             }
+            Self::DeepDocument => "Increase max_stack_depth, if the platform's limit allows it.",
             Self::InvalidLiteral { .. } => {
                 "The value is not shown. It must be a JSON document that jsonb takes."
             }

@@ -265,14 +265,11 @@ def test_bytes_are_found_however_they_are_written(
 @pytest.mark.parametrize(
     "form", ['{ "v" :\t"v7" }', r'{"\u0076":"v\u0037"}', '{"v":0,"v":"v7"}']
 )
-@pytest.mark.parametrize("type", ["unknown", "jsonb"])
+@pytest.mark.parametrize("type", ["encrypted_jsonb", "jsonb"])
 def test_a_document_is_found_however_it_is_written(
     session: psycopg.Connection, mode: str, type: str, form: str
 ) -> None:
-    check_condition(session, mode, f"secret = '{form}'::{type}", "", V7)
-    check_condition_of_member = "(secret, secret ->> 'v') = ($1, 'v7')"
-    session.execute("DEALLOCATE q")
-    check_condition(session, mode, check_condition_of_member, f"('{form}')", V7)
+    check_condition(session, mode, f"secret = $1::{type}", f"('{form}')", V7)
 
 
 JOINS = [
@@ -392,18 +389,17 @@ def test_a_condition_in_an_inlined_function_uses_the_index(
     assert ids(session, query) == V7
 
 
-@pytest.mark.parametrize("role", ["v7"])
 def test_a_policy_that_compares_with_current_user_uses_the_index(
-    session: psycopg.Connection, kind: Kind, role: str
+    session: psycopg.Connection, kind: Kind
 ) -> None:
     user = "current_user" if kind is TEXT else on_values(kind, "{of_user}")
     with session.transaction(force_rollback=True):
         session.execute(
-            f"CREATE ROLE {role}; GRANT SELECT ON people TO {role};"
+            "CREATE ROLE v7; GRANT SELECT ON people TO v7;"
             "ALTER TABLE people ENABLE ROW LEVEL SECURITY;"
             f"CREATE POLICY own ON people USING (secret = {user})"
         )
-        session.execute(f"SET LOCAL ROLE {role}")
+        session.execute("SET LOCAL ROLE v7")
         assert index_scans(session, "SELECT id FROM people")
         assert ids(session, "SELECT id FROM people") == V7
 
@@ -411,7 +407,10 @@ def test_a_policy_that_compares_with_current_user_uses_the_index(
 # A driver that prepares on the server and binds.
 
 
-@pytest.mark.parametrize("binary", [False, True], ids=["text", "binary"])
+each_format = pytest.mark.parametrize("binary", [False, True], ids=["text", "binary"])
+
+
+@each_format
 @pytest.mark.parametrize(
     "condition, many",
     [
@@ -427,31 +426,45 @@ def test_a_policy_that_compares_with_current_user_uses_the_index(
 def test_psycopg_uses_the_index_with_bound_parameters(
     session: psycopg.Connection, kind: Kind, condition: str, binary: bool, many: bool
 ) -> None:
-    placeholder = "%b" if binary else "%t"
-    condition = on_values(kind, condition).replace("%", placeholder)
-    query = f"SELECT id FROM people WHERE {condition}"
     values = [kind.holding(name).parameter for name in ("v7", "v8")]
+    check_bound(
+        session,
+        on_values(kind, condition),
+        values if many else values[0],
+        binary,
+        on_values(kind, "{both}" if many else "{v7}"),
+        BOTH if many else V7,
+    )
+
+
+@with_index(TEXT)
+@each_format
+def test_psycopg_uses_the_index_with_a_varchar(
+    session: psycopg.Connection, binary: bool
+) -> None:
+    check_bound(session, "secret = %::varchar", "v7", binary, "'v7'", V7)
+
+
+def check_bound(
+    session: psycopg.Connection,
+    condition: str,
+    value: Any,
+    binary: bool,
+    argument: str,
+    found: list[int],
+) -> None:
+    """The index is used for a condition on what a driver binds; `argument` is the same
+    in SQL."""
+    condition = condition.replace("%", "%b" if binary else "%t")
+    query = f"SELECT id FROM people WHERE {condition}"
     cursor = session.cursor(binary=binary)
     # More often than PostgreSQL makes custom plans before it considers a generic one.
     for _ in range(8):
-        parameters = [values if many else values[0]]
-        rows = cursor.execute(query, parameters, prepare=True).fetchall()
-        assert sorted(row[0] for row in rows) == (BOTH if many else V7)
+        rows = cursor.execute(query, [value], prepare=True).fetchall()
+        assert sorted(row[0] for row in rows) == found
     name, executions = session.execute(
         "SELECT name, generic_plans + custom_plans FROM pg_prepared_statements"
         " WHERE NOT from_sql AND statement LIKE 'SELECT id FROM people%'"
     ).fetchone()
     assert executions == 8
-    argument = on_values(kind, "{both}" if many else "{v7}")
     assert index_scans(session, f"EXECUTE {name}({argument})")
-
-
-@with_index(TEXT)
-@pytest.mark.parametrize("binary", [False, True], ids=["text", "binary"])
-def test_psycopg_uses_the_index_with_a_varchar(
-    session: psycopg.Connection, binary: bool
-) -> None:
-    placeholder = "%b" if binary else "%t"
-    query = f"SELECT id FROM people WHERE secret = {placeholder}::varchar"
-    rows = session.execute(query, ["v7"], prepare=True).fetchall()
-    assert sorted(row[0] for row in rows) == V7

@@ -32,7 +32,7 @@ impl Deref for Plain<'_> {
 /// value, so ours stands in for them.
 ///
 /// # Errors
-/// [`Error::InvalidLiteral`].
+/// [`Error::InvalidLiteral`], [`Error::DeepDocument`].
 pub(super) fn read_literal(
     payload: Payload,
     function: u32,
@@ -52,6 +52,7 @@ pub(super) fn read_literal(
     // One handler for all: pgrx keeps each in memory of its own.
     PgTryBuilder::new(read)
         .catch_others(move |error| match code_of_literal(&error) {
+            Some(PgSqlErrorCode::ERRCODE_STATEMENT_TOO_COMPLEX) => Err(Error::DeepDocument),
             Some(code) => Err(Error::InvalidLiteral { payload, code }),
             None => error.rethrow(),
         })
