@@ -2616,9 +2616,6 @@ def test_a_cancel_amid_large_values_is_reported_as_such(
     assert fetch(session, "SELECT secret = secret FROM t") is True
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a document that is there is called invalid input"
-)
 def test_a_document_too_deep_for_the_stack_is_not_called_invalid_input(
     session: psycopg.Connection,
 ) -> None:
