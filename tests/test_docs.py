@@ -38,13 +38,14 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 # Names and arguments of calls in a heading, or in the first cell of a table's row. E
 # stands for each encrypted type, P for its plain type.
 CALLS = re.compile(
-    r"^(?:### |\| )((?:`[a-z_.EP]+\([a-z_, \[\]EP]*\)`(?:, )?)+)", re.MULTILINE
+    r"^(?:### |\| )((?:`[a-z0-9_.EP]+\([a-z_, \[\]EP]*\)`(?:, )?)+)", re.MULTILINE
 )
 SETTING_ROW = re.compile(
     r"^\| `(colcrypt\.\w+)` \| (\w+) \| (?:`([^`]*)` )?\|$", re.MULTILINE
 )
 CAST_ROW = re.compile(
-    r"^\| `([a-z_ EP]+)` \| `([a-z_ EP]+)` \| (implicit|assignment) \|$", re.MULTILINE
+    r"^\| `([a-z_ EP]+)` \| `([a-z_ EP]+)` \| (implicit|assignment|explicit) \|$",
+    re.MULTILINE,
 )
 OPERATOR_ROW = re.compile(
     r"^\| ((?:`(?:[<>=~#]|\\\|)+`(?:, )?)+) \| ([a-z_`, EP]+) \| ([a-z_`, EP]+) \|",
@@ -254,6 +255,9 @@ def test_the_reference_names_tables_and_views_with_their_columns(
         "droppable_keys",
         "sealed_constants",
         "stale_columns",
+        "verify_column",
+        "verify_value",
+        "migration_obstacles",
     ],
 )
 def test_the_reference_names_what_functions_give(db: Database, function: str) -> None:
@@ -264,7 +268,7 @@ def test_the_reference_names_what_functions_give(db: Database, function: str) ->
             unnest(proargnames, proargmodes, proallargtypes)
                 WITH ORDINALITY AS a (name, mode, type, number)
         WHERE pronamespace = 'colcrypt'::regnamespace AND proname = '{function}'
-            AND mode = 'o'
+            AND mode IN ('o', 't')
         GROUP BY number, name, type ORDER BY number""")
     heading = re.search(
         rf"^### (`colcrypt\.{function}\(.*)$", REFERENCE.read_text(), re.MULTILINE
@@ -374,7 +378,8 @@ def test_managed_keys_and_modifiers_are_what_the_format_page_says(
 def test_the_reference_names_every_cast_and_no_other(db: Database) -> None:
     there = db.psql(f"""
         SELECT castsource::regtype, casttarget::regtype,
-               CASE castcontext WHEN 'i' THEN 'implicit' WHEN 'a' THEN 'assignment' END
+               CASE castcontext WHEN 'i' THEN 'implicit' WHEN 'a' THEN 'assignment'
+                                WHEN 'e' THEN 'explicit' END
         FROM pg_cast
         WHERE castsource IN ({ENCRYPTED_TYPES}) OR casttarget IN ({ENCRYPTED_TYPES})""")
     rows = CAST_ROW.findall(section("Casts"))

@@ -9,7 +9,6 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import decryptor
 import psycopg
@@ -35,6 +34,7 @@ from harness import (
     wait_until,
 )
 from kinds import CANARY, CANARY_FORMS, KINDS, PREFIX, Kind, every_kind
+from test_every_type_io import column
 from test_index_key import standby
 
 __all__ = ["standby"]
@@ -44,10 +44,6 @@ BY_INDEX = {"options": "-c enable_seqscan=off"}
 SET_KEY = "SELECT set_config('colcrypt.key', %s, false)"
 
 numbers = itertools.count(1)
-
-
-def column(session: psycopg.Connection, query: str, *parameters: Any) -> list[Any]:
-    return [row[0] for row in session.execute(query, parameters or None).fetchall()]
 
 
 def assert_sealed(text: str) -> None:
@@ -215,7 +211,6 @@ def test_a_dump_of_masks_is_refused_and_one_in_plaintext_is_sealed_anew(
         db.cluster.run("pg_dump", db=db.name, env=masked)
     plain = {"PGOPTIONS": "-c colcrypt.dump_plaintext=on"}
     text = db.cluster.run("pg_dump", db=db.name, env=plain)
-    # Samples say the prefix of ciphertext themselves, but none like this.
     target.psql(text)
     query = "SELECT secret FROM t ORDER BY n"
     with target.connect() as session, db.connect() as source:

@@ -10,7 +10,7 @@ import pytest
 from psycopg.errors import CheckViolation, NotNullViolation, UndefinedFunction
 
 from harness import Cluster, Database, fetch
-from kinds import PREFIX, Kind, every_kind, quoted
+from kinds import KINDS, PREFIX, Kind, every_kind, quoted
 from test_every_type_io import (
     assert_sealed,
     column,
@@ -51,6 +51,43 @@ def test_assignment_casts_from_each_type_give_what_the_plain_column_gets(
         assert len(expected) == 2 * len(samples)
         null = f"SELECT NULL::{type_}::{kind.type} IS NULL"
         assert fetch(session, null) is True
+
+
+SOURCES = {
+    "text": "'1'",
+    "varchar": "'1'",
+    "bytea": "'1'",
+    "json": "'1'",
+    "jsonb": "'1'",
+    "integer": "1",
+    "boolean": "true",
+    "text[]": "'{1}'",
+    "regclass": "'pg_class'",
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.suffix], ids=str)
+def test_columns_take_and_give_on_assignment_what_columns_of_the_plain_type_do(
+    session: psycopg.Connection, kind: Kind
+) -> None:
+    # encrypted_text takes a value of any type, as a text column takes it.
+    def outcome(sql: str) -> str:
+        try:
+            session.execute(sql)
+        except psycopg.Error as error:
+            return str(error.sqlstate)
+        return "taken"
+
+    session.execute("CREATE DOMAIN dom AS " + kind.plain)
+    for type_, literal in (SOURCES | {"dom": "'1'"}).items():
+        take = "INSERT INTO {} (secret) SELECT x FROM (SELECT {}::{} OFFSET 0) s (x)"
+        assert outcome(take.format("t", literal, type_)) == outcome(
+            take.format("p", literal, type_)
+        ), type_
+        session.execute(f"CREATE TABLE to_fill (x {type_})")
+        give = "INSERT INTO to_fill SELECT secret FROM {} LIMIT 0"
+        assert outcome(give.format("t")) == outcome(give.format("p")), type_
+        session.execute("DROP TABLE to_fill")
 
 
 @every_kind

@@ -13,20 +13,10 @@ import decryptor
 import pg8000.dbapi
 import psycopg
 import pytest
-from psycopg.errors import (
-    CheckViolation,
-    InvalidBinaryRepresentation,
-    InvalidTextRepresentation,
-    NotNullViolation,
-    UndefinedFunction,
-)
 
 from harness import Cluster, Database, fetch
 from kinds import (
-    CANARY,
-    CANARY_FORMS,
     KINDS,
-    PREFIX,
     Kind,
     Sample,
     every_kind,
@@ -263,6 +253,28 @@ def test_pg8000_writes_and_reads(
         connection.close()
 
 
+@every_kind
+def test_parallel_workers_read_what_their_leader_reads(
+    session: psycopg.Connection, kind: Kind
+) -> None:
+    fill(session, kind)
+    values = [*(sample.value for sample in kind.samples), None]
+    session.execute(
+        "SET force_parallel_mode = on; SET parallel_setup_cost = 0;"
+        "SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0"
+    )
+    for expression in (f"secret::{kind.plain}", "decrypt(secret)"):
+        query = f"SELECT {expression} FROM t ORDER BY n"
+        plan = column(session, f"EXPLAIN {query}")
+        assert any("Gather" in line for line in plan)
+        assert column(session, query) == values
+    session.execute("SET colcrypt.access = 'masked'")
+    shown, null = column(session, "SELECT DISTINCT secret::text FROM t ORDER BY 1")
+    assert null is None
+    masks = column(session, f"SELECT secret::{kind.plain} FROM t WHERE n < 3")
+    assert masks == [kind.parse(kind.shown("********"))] * 2
+
+
 # COPY
 
 FORMATS = ["text", "csv", "csv, FORCE_QUOTE (secret)", "binary"]
@@ -405,5 +417,3 @@ def test_ciphertext_is_taken_in_as_it_is_where_a_superuser_asks_for_it(
         session.execute("INSERT INTO t (secret) VALUES (NULL)")
         assert column(session, "SELECT ciphertext(secret) FROM t ORDER BY n") == forms
         assert column(session, SELECT) == expected
-
-

@@ -24,6 +24,7 @@ from test_every_type_io import (
 
 __all__ = ["home", "session"]
 
+
 def assert_quotes_nothing(error: psycopg.Error) -> None:
     """In no part, but for the context that PostgreSQL itself makes of a line of COPY."""
     diag = error.diag
@@ -100,9 +101,10 @@ def test_an_invalid_literal_is_refused_as_by_the_plain_type_without_a_quote(
     for literal, sqlstate in kind.invalid:
         error = refused_by(session, sql.format(literal=literal, type=kind.type))
         assert error.sqlstate == sqlstate
-        assert (
-            error.diag.message_primary == f"invalid input syntax for type {kind.type}"
-        )
+        message = f"invalid input syntax for type {kind.type}"
+        if sqlstate == "54001":
+            message = "document is nested too deep for this session"
+        assert error.diag.message_primary == message
         assert_quotes_nothing(error)
     assert_logs_nothing(server, start)
     assert column(session, "SELECT secret FROM t") == [None]
@@ -160,7 +162,6 @@ def test_an_invalid_line_of_copy_is_not_in_the_log(
     assert fetch(session, "SELECT count(*) FROM t") == 0
 
 
-
 # Binary
 
 
@@ -190,7 +191,6 @@ def test_invalid_binary_is_refused_as_by_the_plain_type_without_a_quote(
     assert fetch(session, "SELECT count(*) FROM t") == 0
 
 
-
 # The reserved prefix
 
 
@@ -207,20 +207,10 @@ def test_a_literal_with_the_reserved_prefix_is_refused(
         assert isinstance(error, InvalidTextRepresentation)
         assert "reserved prefix" in str(error.diag.message_primary)
         assert "colcrypt.input" in str(error.diag.message_hint)
+        assert "from_ciphertext() or its like" in str(error.diag.message_hint)
         assert_quotes_nothing(error)
     assert_logs_nothing(server, start)
     assert column(session, "SELECT secret FROM t") == [None]
-
-
-@pytest.mark.xfail(
-    strict=True, reason="the hint names from_ciphertext(), which makes encrypted_text"
-)
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.suffix], ids=str)
-def test_the_hint_names_the_function_that_makes_the_type(
-    session: psycopg.Connection, kind: Kind
-) -> None:
-    error = refused_by(session, f"SELECT {kind.reserved[0]}::{kind.type}")
-    assert f"from_ciphertext{kind.suffix}()" in str(error.diag.message_hint)
 
 
 @every_kind
@@ -334,5 +324,3 @@ def test_nothing_but_ciphertext_is_taken_in_then(
         assert refused.value.sqlstate in ("22P03", "XX001")
     assert_logs_nothing(server, start)
     assert fetch(session, "SELECT count(*) FROM t") == 0
-
-

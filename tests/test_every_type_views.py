@@ -341,7 +341,7 @@ def test_a_line_of_copy_is_not_in_the_log_whatever_is_wrong_with_it(
 
 @every_kind
 def test_statistics_hold_no_values(session: psycopg.Connection, kind: Kind) -> None:
-    canaries = kind.holding_sql(f"'k4n4ry' || i % 3")
+    canaries = kind.holding_sql("'k4n4ry' || i % 3")
     session.execute(
         f"INSERT INTO t (secret) SELECT {canaries} FROM generate_series(1, 300) i;"
         "INSERT INTO t SELECT 1, NULL FROM generate_series(1, 100); ANALYZE t"

@@ -483,7 +483,8 @@ RULES: dict[str, Rule] = {
         f"""SELECT typname FROM type
         WHERE typinput = 0 OR typoutput = 0 OR typreceive = 0
             OR typsend = 0
-            OR (oid = ANY ({TYPES}) AND (typmodin = 0 OR typmodout = 0 OR typanalyze = 0))""",
+            OR (oid = ANY ({TYPES})
+                AND (typmodin = 0 OR typmodout = 0 OR typanalyze = 0))""",
         type_("typsend = 0"),
     ),
 }

@@ -719,7 +719,7 @@ def test_analyze_of_every_type_needs_no_key_whatever_is_built_on_it(
             f"CREATE INDEX ON t (id) WHERE secret <> {kind.one.literal};"
             f"CREATE TABLE p (secret {kind.type}) PARTITION BY HASH (secret);"
             "CREATE TABLE p0 PARTITION OF p FOR VALUES WITH (MODULUS 1, REMAINDER 0);"
-            f"INSERT INTO p SELECT secret FROM t; ANALYZE"
+            f"INSERT INTO p SELECT secret FROM t; ANALYZE t, p"
         )
     cluster.conf({"colcrypt.key_file": None})
     cluster.restart()
