@@ -22,6 +22,13 @@ COMMENT ON FUNCTION colcrypt.is_own_token(@plain@) IS
 
 $template$);
 
+-- Not by a cast to jsonb, whose errors quote the document.
+CREATE FUNCTION colcrypt.encrypt_value(value json, modifier integer) RETURNS encrypted_jsonb
+    AS 'MODULE_PATHNAME', 'encrypted_jsonb_encrypt_json'
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION colcrypt.encrypt_value(json, integer) IS
+    'encrypt(), for encrypt_column(): counts what it does';
+
 CREATE FUNCTION colcrypt.migration_counts(
     OUT rows bigint,
     OUT adopted bigint,
@@ -61,9 +68,8 @@ AS $$
         FROM dependent AS d
         WHERE d.classid = 'pg_trigger'::regclass
         UNION ALL
-        SELECT d.classid, d.objid, 0, 'its row filter reads the column'
+        SELECT d.classid, d.objid, 0, 'its list of columns or its row filter names the column'
         FROM dependent AS d
-             JOIN pg_publication_rel AS r ON r.oid = d.objid AND r.prqual IS NOT NULL
         WHERE d.classid = 'pg_publication_rel'::regclass
         UNION ALL
         SELECT d.classid, d.objid, 0, 'it keeps what an expression makes of the column'
@@ -80,7 +86,7 @@ AS $$
                   AND g.attnum = coalesce(f.adnum, d.objsubid)
         UNION ALL
         SELECT d.classid, d.objid, 0,
-               CASE k.contype WHEN 'f' THEN 'both columns of a foreign key must be encrypted'
+               CASE k.contype WHEN 'f' THEN 'both columns of a foreign key must be encrypted, or none'
                               ELSE 'encrypted values can only be compared for equality' END
         FROM dependent AS d
              JOIN pg_constraint AS k ON k.oid = d.objid AND k.contype IN ('f', 'x')
@@ -92,7 +98,8 @@ AS $$
                         THEN 'its expressions or its condition read the column'
                     WHEN m.amname NOT IN ('btree', 'hash')
                         THEN 'encrypted values can be in btree and hash indexes'
-                    WHEN o.opcname LIKE '%\_pattern\_ops' THEN 'it orders by pattern'
+                    WHEN m.amname = 'btree' AND o.opcname LIKE '%\_pattern\_ops'
+                        THEN 'it orders by pattern'
                     WHEN NOT o.opcdefault THEN 'it has an operator class of its own'
                     ELSE 'it has a collation of its own' END
         FROM col AS c
@@ -109,8 +116,11 @@ AS $$
                AND (m.amname NOT IN ('btree', 'hash') OR key.collation <> c.attcollation
                     OR (NOT o.opcdefault
                         -- encrypt_column() drops those of one column.
-                        AND NOT (o.opcname LIKE '%\_pattern\_ops' AND i.indnatts = 1
+                        AND NOT (m.amname = 'btree' AND o.opcname LIKE '%\_pattern\_ops' AND i.indnatts = 1
                                  AND NOT i.indisunique AND i.indpred IS NULL))))
+        UNION ALL
+        SELECT 'pg_collation'::regclass, l.oid, 0, 'it takes different texts for equal'
+        FROM col AS c JOIN pg_collation AS l ON l.oid = c.attcollation AND NOT l.collisdeterministic
     )
     SELECT DISTINCT pg_describe_object(f.classid, f.objid, f.objsubid), f.why
     FROM found AS f
@@ -131,7 +141,6 @@ DECLARE
     type regtype;
     generated "char";
     inherited integer;
-    obstacles text;
 BEGIN
     IF relation IS NULL OR column_name IS NULL THEN
         RAISE 'relation and column_name must be given' USING ERRCODE = 'invalid_parameter_value';
@@ -163,6 +172,20 @@ BEGIN
             USING ERRCODE = 'invalid_table_definition',
                   HINT = 'Name the table that it is inherited from; the column changes in all of them.';
     END IF;
+    PERFORM colcrypt.migration_counts();
+    RETURN type;
+END
+$$;
+COMMENT ON FUNCTION colcrypt.begin_migration(regclass, name) IS
+    'locks and judges a column that encrypt_column() or decrypt_column() was asked for';
+
+CREATE FUNCTION colcrypt.refuse_obstacles(relation regclass, column_name name) RETURNS void
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    obstacles text;
+BEGIN
     SELECT string_agg(format('%s: %s.', o.object, o.why), E'\n') INTO obstacles
     FROM colcrypt.migration_obstacles(relation, column_name) AS o;
     IF obstacles IS NOT NULL THEN
@@ -171,12 +194,10 @@ BEGIN
                   DETAIL = obstacles,
                   HINT = 'Drop them, call this again, and make them anew where they still have a meaning.';
     END IF;
-    PERFORM colcrypt.migration_counts();
-    RETURN type;
 END
 $$;
-COMMENT ON FUNCTION colcrypt.begin_migration(regclass, name) IS
-    'locks and judges a column that encrypt_column() or decrypt_column() was asked for';
+COMMENT ON FUNCTION colcrypt.refuse_obstacles(regclass, name) IS
+    'the error of encrypt_column() and decrypt_column() that lists what is in the way';
 
 CREATE FUNCTION encrypt_column(relation regclass, column_name name, key name DEFAULT NULL)
     RETURNS bigint
@@ -202,21 +223,23 @@ BEGIN
                               ELSE 'Columns of type text, varchar, char, bytea, json and jsonb can be '
                                    'encrypted. ALTER TABLE gives it one of these types.' END;
     END IF;
-    target := format('@extschema@.%I', 'encrypted_' || plain);
+    PERFORM colcrypt.refuse_obstacles(relation, column_name);
+    target := format('%s.%I', '@extschema@', 'encrypted_' || plain);
     IF key IS NOT NULL THEN
         modifier := colcrypt.modifier_of_key(key);
         target := format('%s(%L)', target, key);
     END IF;
-    sealed := format('colcrypt.encrypt_value(%I::%s, %s)', column_name, plain, modifier);
+    sealed := format('colcrypt.encrypt_value(%I::%s, %s)', column_name,
+                     CASE type WHEN 'json'::regtype THEN 'json' ELSE plain END, modifier);
     -- Who may not bring ciphertext in could have it decrypted here.
     IF plain = 'text' AND has_function_privilege('@extschema@.from_fernet(text)', 'EXECUTE')
        OR plain = 'bytea' AND has_function_privilege('@extschema@.from_fernet_bytea(text)', 'EXECUTE') THEN
         sealed := format(
-            'CASE WHEN colcrypt.is_own_token(%1$I::%2$s) THEN @extschema@.%3$I(%4$s) ELSE %5$s END',
+            'CASE WHEN colcrypt.is_own_token(%1$I::%2$s) THEN %6$s.%3$I(%4$s) ELSE %5$s END',
             column_name, plain, CASE plain WHEN 'text' THEN 'from_fernet' ELSE 'from_fernet_bytea' END,
             CASE plain WHEN 'text' THEN format('%I::text', column_name)
                        ELSE format('encode(%I, ''escape'')', column_name) END,
-            sealed);
+            sealed, '@extschema@');
     END IF;
     -- Django makes one beside each unique text column, for LIKE.
     FOR index IN
@@ -225,6 +248,7 @@ BEGIN
              RIGHT JOIN pg_index AS i ON i.indexrelid = h.inhrelid
              JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attname = column_name
              JOIN pg_opclass AS o ON o.oid = i.indclass[0]
+             JOIN pg_am AS m ON m.oid = o.opcmethod AND m.amname = 'btree'
         WHERE i.indrelid IN (
                   WITH RECURSIVE part(oid) AS (
                       SELECT relation::oid
@@ -274,6 +298,7 @@ BEGIN
             USING ERRCODE = 'datatype_mismatch',
                   HINT = 'Columns of the types encrypted_text, encrypted_bytea and encrypted_jsonb can be decrypted.';
     END IF;
+    PERFORM colcrypt.refuse_obstacles(relation, column_name);
     actions := format('ALTER COLUMN %1$I TYPE %2$s USING colcrypt.decrypt_value(%1$I)', column_name, plain);
     -- A default is printed in plaintext, and its cast to the encrypted type not at all.
     SELECT pg_get_expr(d.adbin, d.adrelid) INTO expression

@@ -9,7 +9,7 @@
 -- Runs SQL for each type, with its name for @type@ and that of its plain type for
 -- @plain@. Dropped at the end of the script.
 CREATE FUNCTION colcrypt.for_each_type(template text) RETURNS void
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 AS $$
 DECLARE
     name text;

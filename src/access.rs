@@ -115,6 +115,7 @@ fn instead<B: Output>(
         | Error::Malformed
         | Error::NotText { .. }
         | Error::NotJson { .. }
+        | Error::DeepDocument
             if gucs::shows_placeholders() =>
         {
             let placeholder = match Stored::parse(stored) {

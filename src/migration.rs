@@ -4,13 +4,13 @@
 use core::cell::Cell;
 use std::time::{Duration, Instant};
 
-use colcrypt_core::modifier_from_name;
+use colcrypt_core::{Payload, modifier_from_name};
 use pgrx::prelude::*;
 
 use crate::backend_local::BackendLocal;
 use crate::error::{Error, Wire};
 use crate::types::datum::{Call, Record, VarlenaBuf, per_value_function};
-use crate::types::{EncryptedType, functions};
+use crate::types::{EncryptedType, functions, json};
 use crate::{managed_keys, sealing};
 
 /// How often a long migration says how far it is.
@@ -66,6 +66,17 @@ pub(crate) fn encrypt_value<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum 
     let sealed = sealing::take_in::<VarlenaBuf>(T::PAYLOAD, &plain, modifier, Wire::Text);
     Error::unwrap_or_raise(sealed).into_raw()
 }
+
+// `encrypt_value(json, integer)`
+per_value_function!("encrypted_jsonb_encrypt_json", |call| {
+    // SAFETY: as declared.
+    let (text, modifier) = unsafe { (call.varlena(0), call.int4(1)) };
+    COUNTS.count_row();
+    let sealed = json::normalized(&text).and_then(|document| {
+        sealing::take_in::<VarlenaBuf>(Payload::Jsonb, &document, modifier, Wire::Text)
+    });
+    Error::unwrap_or_raise(sealed).into_raw()
+});
 
 /// `decrypt_value(type)`
 pub(crate) fn decrypt_value<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {

@@ -114,10 +114,11 @@ impl Sealer {
     /// key gives.
     #[inline]
     pub(crate) fn seal<B: Output>(&self, payload: Payload, plain: &[u8]) -> Result<B, Error> {
-        if payload.is_text() {
-            self.seal_utf8(Operation::Encrypt, payload, &encoding::to_utf8(plain))
-        } else {
-            self.seal_utf8(Operation::Encrypt, payload, plain)
+        let seal = |plaintext: &[u8]| self.seal_utf8(Operation::Encrypt, payload, plaintext);
+        match payload {
+            Payload::Text => seal(&encoding::to_utf8(plain)),
+            Payload::Bytea => seal(plain),
+            Payload::Jsonb => seal(&json::to_utf8(plain)),
         }
     }
 
@@ -296,8 +297,13 @@ fn open_for<B: Output>(reader: Reader, payload: Payload, stored: &[u8]) -> Resul
     if encoding::is_utf8() && !is_foreign(payload, stored.suite()) {
         return Ok(opened);
     }
-    let document = in_own_form(payload, &stored, opened.bytes_mut())?;
-    Ok(B::copy_of(&encoding::from_utf8(&document)?))
+    let own = in_own_form(payload, &stored, opened.bytes_mut())?;
+    let text = encoding::from_utf8(&own)?;
+    match payload {
+        // In the order that members have in this encoding.
+        Payload::Jsonb if !encoding::is_utf8() => Ok(B::copy_of(&json::normalized(&text)?)),
+        _ => Ok(B::copy_of(&text)),
+    }
 }
 
 /// Whether a document may be in another form than the one that is sealed here:

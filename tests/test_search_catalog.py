@@ -577,18 +577,7 @@ def created(file: Path) -> list[str]:
     return re.findall(r"^CREATE FUNCTION.*?;$", text, re.MULTILINE | re.DOTALL)
 
 
-NOT_STATED = pytest.mark.xfail(strict=True, reason="colcrypt.for_each_type() does not")
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        pytest.param(
-            file, id=file.stem, marks=[NOT_STATED] if file.stem == "types" else []
-        )
-        for file in sorted(SQL.glob("*.sql"))
-    ],
-)
+@pytest.mark.parametrize("file", sorted(SQL.glob("*.sql")), ids=lambda file: file.stem)
 def test_every_function_states_its_volatility(file: Path) -> None:
     for statement in created(file):
         stated = re.findall(r"\b(IMMUTABLE|STABLE|VOLATILE)\b", statement)

@@ -15,7 +15,7 @@ import pytest
 
 from conftest import MakeCluster
 from harness import Cluster, Database, fetch, new_key, wait_until
-from kinds import BYTEA, JSONB, KINDS, TEXT, Kind, every_kind
+from kinds import JSONB, KINDS, TEXT, Kind, every_kind
 from test_leakage import files_with
 
 TEXTS = [f"canary-{i}-of-colcrypt-tests" for i in range(300)] + ["", "é", "a"]

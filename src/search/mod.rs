@@ -150,7 +150,7 @@ impl Operand<'_> {
             Self::Plain(Payload::Bytea, bytes) => Ok(work(bytes)),
             Self::Plain(Payload::Jsonb, document) => {
                 let printed = json::print(document);
-                let utf8 = encoding::to_utf8(&printed);
+                let utf8 = json::to_utf8(&printed);
                 Ok(with_canonical(Payload::Jsonb, &utf8, work))
             }
             Self::Sealed(payload, stored) => with_opened(side, *payload, stored, work),

@@ -4,12 +4,12 @@
 use core::cell::Cell;
 use std::ffi::CStr;
 
-use colcrypt_core::Payload;
+use colcrypt_core::{Payload, in_utf8_order};
 use pgrx::prelude::*;
 use zeroize::Zeroizing;
 
 use super::datum::{Detoasted, VarlenaBuf};
-use super::plain::read_literal;
+use super::plain::{Plain, read_literal};
 use crate::backend_local::BackendLocal;
 use crate::encoding;
 use crate::error::Error;
@@ -29,7 +29,7 @@ pub(crate) fn normalized(text: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> {
     Ok(printed)
 }
 
-/// As [`normalized`], in UTF-8.
+/// As [`normalized`], of a document in UTF-8, in the form that is sealed.
 ///
 /// # Errors
 /// [`Error::InvalidLiteral`], [`Error::Unrepresentable`].
@@ -38,7 +38,17 @@ pub(crate) fn normalized_utf8(text: &[u8]) -> Result<Zeroizing<Vec<u8>>, Error> 
         return normalized(text);
     }
     let printed = normalized(&encoding::from_utf8(text)?)?;
-    Ok(Zeroizing::new(encoding::to_utf8(&printed).into_owned()))
+    Ok(to_utf8(&printed).into_zeroizing())
+}
+
+/// A document that `jsonb` printed, in the form that is sealed: UTF-8, with members in
+/// the order that `jsonb` has there.
+pub(crate) fn to_utf8(printed: &[u8]) -> Plain<'_> {
+    if encoding::is_utf8() {
+        return Plain::Borrowed(printed);
+    }
+    let converted = Zeroizing::new(encoding::to_utf8(printed).into_owned());
+    Plain::Made(in_utf8_order(&converted))
 }
 
 /// The `jsonb` of a document in text form.

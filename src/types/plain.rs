@@ -17,6 +17,16 @@ pub(crate) enum Plain<'a> {
     Made(Zeroizing<Vec<u8>>),
 }
 
+impl Plain<'_> {
+    /// The bytes in memory of their own.
+    pub(crate) fn into_zeroizing(self) -> Zeroizing<Vec<u8>> {
+        match self {
+            Self::Borrowed(bytes) => Zeroizing::new(bytes.to_vec()),
+            Self::Made(bytes) => bytes,
+        }
+    }
+}
+
 impl Deref for Plain<'_> {
     type Target = [u8];
 

@@ -6,6 +6,8 @@
 //! value (`1.0 = 1.00`), but keep the digits they were written with. They are
 //! printed without an exponent (`numeric_out()` of PostgreSQL's `numeric.c`).
 
+use core::cmp::Ordering;
+
 use zeroize::Zeroizing;
 
 /// The document with its numbers in one form: without zeros at the end of a
@@ -38,6 +40,88 @@ pub fn with_canonical_numbers(printed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         canonical.extend_from_slice(&printed[copied..]);
     }
     canonical
+}
+
+/// The document with its members in the order that `jsonb` has them in where text is
+/// UTF-8: by length of the name in bytes, then byte by byte. In a database of another
+/// encoding lengths, and so the order, are others.
+///
+/// `printed` is what `jsonb_out()` gives, in UTF-8. What is no JSON comes back as it is.
+pub fn in_utf8_order(printed: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut ordered = Zeroizing::new(Vec::with_capacity(printed.len()));
+    // Members of the objects that are open, innermost last.
+    let mut open: Vec<Vec<Member>> = Vec::new();
+    let mut at = 0;
+    while let Some(&byte) = printed.get(at) {
+        let end = match byte {
+            b'"' => end_of_string(printed, at),
+            _ => at + 1,
+        };
+        match byte {
+            b'{' => open.push(Vec::new()),
+            b'"' if printed.get(end) == Some(&b':') => {
+                if let Some(members) = open.last_mut() {
+                    members.push(Member::begin(&printed[at..end], ordered.len()));
+                }
+            }
+            b'}' => {
+                let members = open.pop().unwrap_or_default();
+                put_in_order(&members, &mut ordered);
+            }
+            _ => {}
+        }
+        ordered.extend_from_slice(&printed[at..end.min(printed.len())]);
+        at = end;
+    }
+    ordered
+}
+
+/// A member of an object, where it stands in what is written.
+struct Member {
+    name: Zeroizing<Vec<u8>>,
+    start: usize,
+}
+
+impl Member {
+    /// `name` is a JSON string.
+    fn begin(name: &[u8], start: usize) -> Self {
+        // With its escapes undone, as jsonb compares it.
+        let plain = serde_json::from_slice::<String>(name);
+        Self {
+            name: Zeroizing::new(plain.map_or_else(|_| name.to_vec(), String::into_bytes)),
+            start,
+        }
+    }
+}
+
+impl Member {
+    fn order(&self, other: &Self) -> Ordering {
+        let by_length = self.name.len().cmp(&other.name.len());
+        by_length.then_with(|| self.name.as_slice().cmp(&other.name))
+    }
+}
+
+/// Puts the members that `written` ends with in order.
+fn put_in_order(members: &[Member], written: &mut Vec<u8>) {
+    const BETWEEN: &[u8] = b", ";
+    if members.is_sorted_by(|a, b| a.order(b).is_le()) {
+        return;
+    }
+    let start = members[0].start;
+    let ends: Vec<_> = members[1..]
+        .iter()
+        .map(|member| member.start.saturating_sub(BETWEEN.len()))
+        .chain([written.len()])
+        .collect();
+    let before = Zeroizing::new(written[start..].to_vec());
+    let mut texts: Vec<_> = members.iter().zip(ends).collect();
+    texts.sort_by(|(a, _), (b, _)| a.order(b));
+    let texts: Vec<_> = texts
+        .into_iter()
+        .filter_map(|(member, end)| before.get(member.start - start..end - start))
+        .collect();
+    written.truncate(start);
+    written.extend_from_slice(&texts.join(BETWEEN));
 }
 
 /// Where the string ends that begins at `start` with its quotation mark.
@@ -94,6 +178,41 @@ mod tests {
                 made.as_deref().map(Vec::as_slice),
                 Some(canonical.as_bytes())
             );
+        }
+    }
+
+    #[test]
+    fn members_are_ordered_as_in_utf_8() {
+        for (printed, ordered) in [
+            (r#"{"é": 1, "zz": 2}"#, r#"{"zz": 2, "é": 1}"#),
+            (
+                r#"{"a": 1, "é": [{"ü": 1, "bb": {}}], "zz": "},{"}"#,
+                r#"{"a": 1, "zz": "},{", "é": [{"bb": {}, "ü": 1}]}"#,
+            ),
+            (
+                r#"[{"é": 1, "\"x": 2, "zz": 3}, "é"]"#,
+                r#"[{"\"x": 2, "zz": 3, "é": 1}, "é"]"#,
+            ),
+            (
+                r#"{"\u0001": 1, "é": 2, "b": 3}"#,
+                r#"{"\u0001": 1, "b": 3, "é": 2}"#,
+            ),
+        ] {
+            assert_eq!(*in_utf8_order(printed.as_bytes()), *ordered.as_bytes());
+            assert_eq!(*in_utf8_order(ordered.as_bytes()), *ordered.as_bytes());
+        }
+        for printed in [
+            "",
+            "null",
+            "{}",
+            "[]",
+            r#"{"a": {}, "bb": []}"#,
+            r#""a: {\"""#,
+            "}",
+            "\"a\":",
+            "{\"a",
+        ] {
+            assert_eq!(*in_utf8_order(printed.as_bytes()), *printed.as_bytes());
         }
     }
 
@@ -158,8 +277,9 @@ mod tests {
         }
 
         #[test]
-        fn what_is_no_json_does_no_harm(printed in "[-.0-9\"\\\\ab, ]{0,40}") {
+        fn what_is_no_json_does_no_harm(printed in "[-.0-9{}:\"\\\\ab, ]{0,40}") {
             let _ = with_canonical_numbers(printed.as_bytes());
+            let _ = in_utf8_order(printed.as_bytes());
         }
     }
 }

@@ -29,7 +29,7 @@ mod vectors;
 mod wrapping;
 
 pub use blind_index::{IndexKey, Tag, TagFunction};
-pub use json_form::with_canonical_numbers;
+pub use json_form::{in_utf8_order, with_canonical_numbers};
 pub use key::{Key, KeyId, NoKeyId};
 pub use modifier::{is_key_name, modifier_from_name, parse_modifier, show_modifier};
 pub use nonce::{NonceSource, Nonces, RandomError};
