@@ -287,6 +287,7 @@ DECLARE
     plain text;
     expression text;
     actions text;
+    mask text;
 BEGIN
     SELECT substr(t.typname, length('encrypted_') + 1) INTO plain
     FROM pg_type AS t
@@ -297,6 +298,10 @@ BEGIN
         RAISE 'column "%" of relation "%" is of type %', column_name, relation, type
             USING ERRCODE = 'datatype_mismatch',
                   HINT = 'Columns of the types encrypted_text, encrypted_bytea and encrypted_jsonb can be decrypted.';
+    END IF;
+    IF current_setting('colcrypt.access') <> 'full' THEN
+        RAISE 'permission denied to decrypt: colcrypt.access is "%"', current_setting('colcrypt.access')
+            USING ERRCODE = 'insufficient_privilege';
     END IF;
     PERFORM colcrypt.refuse_obstacles(relation, column_name);
     actions := format('ALTER COLUMN %1$I TYPE %2$s USING colcrypt.decrypt_value(%1$I)', column_name, plain);
@@ -309,7 +314,16 @@ BEGIN
                         JOIN pg_attribute AS a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
                    WHERE d.adrelid = relation AND a.attname = column_name
                      AND d.adbin::text LIKE format('{CONST :consttype %s %%', type::oid)) THEN
-            EXECUTE format('SELECT quote_nullable((%s)::%s::text)', expression, plain) INTO expression;
+            -- Printed as this session sees it.
+            EXECUTE format('SELECT (%s)::%s::text', expression, plain) INTO expression;
+            mask := current_setting('colcrypt.mask');
+            IF expression IN (mask, to_json(mask)::text, convert_to(mask, 'UTF8')::text)
+               OR expression ~ '^"?<undecryptable' THEN
+                RAISE 'the default of column "%" of relation "%" cannot be read', column_name, relation
+                    USING ERRCODE = 'object_not_in_prerequisite_state',
+                          HINT = 'Drop the default, or see to it that its key is there and yours to use.';
+            END IF;
+            expression := quote_nullable(expression);
         END IF;
         actions := format('ALTER COLUMN %1$I DROP DEFAULT, %2$s, ALTER COLUMN %1$I SET DEFAULT %3$s',
                           column_name, actions, expression);

@@ -445,7 +445,8 @@ def test_a_key_of_the_session_is_wiped_when_it_is_dropped(
         assert gone(pid, raw(own), text=False) == []
 
 
-@pytest.mark.xfail(strict=True, reason="the cipher of a value's key is moved about")
+# Not strict: whether a copy is left on the stack is up to the compiler.
+@pytest.mark.xfail(strict=False, reason="the cipher of a value's key is moved about")
 def test_core_files_hold_no_key_of_an_envelope(
     make_cluster: MakeCluster, tmp_path: Path
 ) -> None:

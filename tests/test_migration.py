@@ -1978,9 +1978,6 @@ def test_a_masked_owner_decrypts_nothing(
     assert_refused_and_unchanged(home, session, InsufficientPrivilege, DECRYPT)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="where there is no value the mask becomes the default"
-)
 @pytest.mark.parametrize("rows", ["", "INSERT INTO t VALUES (NULL)"])
 @pytest.mark.parametrize("access", ["masked", "ciphertext"])
 @every_kind
@@ -1993,9 +1990,6 @@ def test_no_mask_becomes_the_default_of_a_table_without_values(
     assert_refused_and_unchanged(home, session, InsufficientPrivilege, DECRYPT)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a default that cannot be read is replaced by its placeholder"
-)
 def test_no_placeholder_becomes_the_default(
     home: Database, session: psycopg.Connection
 ) -> None:

@@ -120,8 +120,11 @@ fn put_in_order(members: &[Member], written: &mut Vec<u8>) {
         .into_iter()
         .filter_map(|(member, end)| before.get(member.start - start..end - start))
         .collect();
-    written.truncate(start);
-    written.extend_from_slice(&texts.join(BETWEEN));
+    let joined = Zeroizing::new(texts.join(BETWEEN));
+    // Of another length only if it is no JSON.
+    if joined.len() == before.len() {
+        written[start..].copy_from_slice(&joined);
+    }
 }
 
 /// Where the string ends that begins at `start` with its quotation mark.
