@@ -102,7 +102,7 @@ impl Member {
 }
 
 /// Puts the members that `written` ends with in order.
-fn put_in_order(members: &[Member], written: &mut Vec<u8>) {
+fn put_in_order(members: &[Member], written: &mut [u8]) {
     const BETWEEN: &[u8] = b", ";
     if members.is_sorted_by(|a, b| a.order(b).is_le()) {
         return;
