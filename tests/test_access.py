@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from psycopg.errors import InsufficientPrivilege, UniqueViolation
 
 from conftest import MakeCluster
 from harness import Cluster, fetch, new_key
+from observed import Observed, observe
 
 MASK = "********"
 DENIED = "42501"
@@ -186,18 +188,7 @@ def connect(host: Cluster, role: str, **options: Any) -> psycopg.Connection:
     return session
 
 
-class Outcome(NamedTuple):
-    """All that a client gets to know of statements, and what the log says of them."""
-
-    results: list[Any]
-    error: tuple[str | None, ...]
-    notices: list[Any]
-    log: list[str]
-
-    @property
-    def sqlstate(self) -> str | None:
-        return self.error[0] if self.error else None
-
+class Outcome(Observed):
     def without(self, guess: str) -> str:
         """What is left to tell one guess from another."""
         told = repr(self[:3]).replace(guess, "GUESS")
@@ -208,49 +199,7 @@ class Outcome(NamedTuple):
         return "canary" in f"{self}".replace(guess, "GUESS")
 
 
-def told(diagnostic: psycopg.errors.Diagnostic) -> tuple[str | None, ...]:
-    return (
-        diagnostic.sqlstate,
-        diagnostic.message_primary,
-        diagnostic.message_detail,
-        diagnostic.message_hint,
-        diagnostic.context,
-    )
-
-
-def run(host: Cluster, session: psycopg.Connection, *statements: str) -> Outcome:
-    """What comes of statements, up to the first error; then they are undone."""
-    notices: list[Any] = []
-    results: list[Any] = []
-    error: tuple[str | None, ...] = ()
-    start = host.logfile.stat().st_size
-
-    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
-        notices.append(told(diagnostic))
-
-    session.add_notice_handler(note)
-    session.execute("BEGIN")
-    try:
-        for statement in statements:
-            results.append(result_of(session, statement))
-    except psycopg.Error as raised:
-        error = told(raised.diag)
-    finally:
-        session.execute("ROLLBACK")
-        session.remove_notice_handler(note)
-    with host.logfile.open() as file:
-        file.seek(start)
-        log = [line for line in file.read().splitlines() if "STATEMENT:" not in line]
-    return Outcome(results, error, notices, log)
-
-
-def result_of(session: psycopg.Connection, statement: str) -> Any:
-    with session.cursor() as cursor:
-        if re.match("COPY .* TO STDOUT", statement):
-            with cursor.copy(statement) as copy:
-                return b"".join(copy)
-        cursor.execute(statement)
-        return cursor.fetchall() if cursor.description else cursor.statusmessage
+run = partial(observe, Outcome)
 
 
 def guesses(

@@ -23,6 +23,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from psycopg.errors import InsufficientPrivilege, QueryCanceled
 
 from harness import Cluster, PsqlError, fetch, new_key
 from kinds import BYTEA, JSONB, KINDS, TEXT, Kind, every_kind, quoted
+from observed import Observed, log_since, observe
 from test_memory import assert_no_key, core_of, raw, wrapped_keys
 
 MASK = "********"
@@ -286,18 +288,7 @@ def session(host: Cluster) -> Iterator[psycopg.Connection]:
     host.psql(f"SET client_min_messages = warning; DROP SCHEMA {name} CASCADE")
 
 
-class Outcome(NamedTuple):
-    """All that a client gets to know of statements, and what the log says of them."""
-
-    results: list[Any]
-    error: tuple[str | None, ...]
-    notices: list[Any]
-    log: list[str]
-
-    @property
-    def sqlstate(self) -> str | None:
-        return self.error[0] if self.error else None
-
+class Outcome(Observed):
     def told(self) -> tuple[Any, ...]:
         """Without the context, in which a statement may be."""
         return self.results, self.error[:-1], [note[:-1] for note in self.notices]
@@ -312,59 +303,13 @@ class Outcome(NamedTuple):
         return any(form in shown for form in forms(WORD))
 
 
+run = partial(observe, Outcome)
+
+
 def redacted(text: str, guess: str) -> str:
     for form in forms(guess):
         text = text.replace(form, "GUESS")
     return text
-
-
-def told(diagnostic: psycopg.errors.Diagnostic) -> tuple[str | None, ...]:
-    return (
-        diagnostic.sqlstate,
-        diagnostic.message_primary,
-        diagnostic.message_detail,
-        diagnostic.message_hint,
-        diagnostic.context,
-    )
-
-
-def run(host: Cluster, session: psycopg.Connection, *statements: str) -> Outcome:
-    """What comes of statements, up to the first error; then they are undone."""
-    notices: list[Any] = []
-    results: list[Any] = []
-    error: tuple[str | None, ...] = ()
-    start = host.logfile.stat().st_size
-
-    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
-        notices.append(told(diagnostic))
-
-    session.add_notice_handler(note)
-    session.execute("BEGIN")
-    try:
-        for statement in statements:
-            results.append(result_of(session, statement))
-    except psycopg.Error as raised:
-        error = told(raised.diag)
-    finally:
-        session.execute("ROLLBACK")
-        session.remove_notice_handler(note)
-    log = [line for line in log_since(host, start) if "STATEMENT:" not in line]
-    return Outcome(results, error, notices, log)
-
-
-def log_since(host: Cluster, start: int) -> list[str]:
-    with host.logfile.open(errors="replace") as file:
-        file.seek(start)
-        return file.read().splitlines()
-
-
-def result_of(session: psycopg.Connection, statement: str) -> Any:
-    with session.cursor() as cursor:
-        if re.match("COPY .* TO STDOUT", statement):
-            with cursor.copy(statement.encode()) as copy:
-                return b"".join(copy)
-        cursor.execute(statement.encode())
-        return cursor.fetchall() if cursor.description else cursor.statusmessage
 
 
 def guesses(

@@ -27,6 +27,15 @@ from psycopg.types.string import TextLoader
 
 from harness import Cluster, Database, fetch, new_key
 from kinds import BYTEA, JSONB, KINDS, TEXT, Kind, every_kind
+from test_search_results import (
+    HASH,
+    IN_SCHEMA,
+    MERGE,
+    PARALLEL,
+    PARTITIONWISE,
+    SORT,
+    off,
+)
 
 # t.b is to have a btree index and t.h, whose values are equal to t.b's, a hash index.
 # p is partitioned by its value. words is plain in both schemas.
@@ -206,26 +215,7 @@ class Query(NamedTuple):
         return self._replace(sql=sql)
 
 
-def off(*names: str) -> str:
-    return "".join(f"SET LOCAL enable_{name} = off;" for name in names)
-
-
-HASH = off("mergejoin", "nestloop")
-MERGE = off("hashjoin", "nestloop")
 LOOP = off("hashjoin", "mergejoin", "seqscan", "bitmapscan", "material", "memoize")
-SORT = off("hashagg")
-PARALLEL = """
-    SET LOCAL parallel_leader_participation = off;
-    SET LOCAL parallel_setup_cost = 0;
-    SET LOCAL parallel_tuple_cost = 0;
-    SET LOCAL min_parallel_table_scan_size = 0;
-    SET LOCAL min_parallel_index_scan_size = 0;
-"""
-PARTITIONWISE = """
-    SET LOCAL enable_partitionwise_join = on;
-    SET LOCAL enable_partitionwise_aggregate = on;
-"""
-
 CONDITIONS = """
     b = {x}
     b = {x}::{plain}
@@ -500,7 +490,6 @@ def test_a_command_writes_what_it_writes_on_the_plain_type(
 # Constraints: what is accepted and what is refused, one command after the other, is the
 # same on columns of the plain type. Values are sealed under several keys and suites.
 
-IN_SCHEMA = "-c search_path=s,public -c client_min_messages=error"
 SUITES = ["xaes-256-gcm", "aes-256-gcm", "fernet", "envelope"]
 
 
