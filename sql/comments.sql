@@ -13,4 +13,4 @@ COMMENT ON COLUMN colcrypt.key_grant.name IS 'name of a data key';
 COMMENT ON COLUMN colcrypt.key_grant.role IS 'a role that may use it';
 
 -- See types.sql.
-DROP FUNCTION colcrypt.for_each_type(text);
+DROP FUNCTION colcrypt.for_each_type(text, text);

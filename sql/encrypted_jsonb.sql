@@ -1,4 +1,4 @@
--- What encrypted_jsonb has of its own: casts to and from json and to scalars, and `||`.
+-- What encrypted_jsonb has of its own: casts to and from json, and to scalars.
 
 -- On assignment: were it implicit, operators that json and jsonb both have would be
 -- ambiguous. to_json(), row_to_json() and the like use it.
@@ -76,33 +76,3 @@ COMMENT ON FUNCTION encrypted_jsonb_to_bool(encrypted_jsonb) IS 'decrypt (explic
 CREATE CAST (encrypted_jsonb AS boolean)
     WITH FUNCTION encrypted_jsonb_to_bool(encrypted_jsonb);
 COMMENT ON CAST (encrypted_jsonb AS boolean) IS 'decrypts';
-
--- `||` of two values: PostgreSQL would take a literal on one side for text, and join the
--- texts of both. It inlines these functions.
-
-CREATE FUNCTION encrypted_jsonb_concat(encrypted_jsonb, encrypted_jsonb) RETURNS jsonb
-    LANGUAGE sql STABLE STRICT PARALLEL SAFE
-    AS 'SELECT $1::pg_catalog.jsonb OPERATOR(pg_catalog.||) $2::pg_catalog.jsonb';
-COMMENT ON FUNCTION encrypted_jsonb_concat(encrypted_jsonb, encrypted_jsonb) IS 'implementation of ||';
-CREATE OPERATOR || (
-    LEFTARG = encrypted_jsonb, RIGHTARG = encrypted_jsonb, FUNCTION = encrypted_jsonb_concat
-);
-COMMENT ON OPERATOR || (encrypted_jsonb, encrypted_jsonb) IS 'concatenate';
-
-CREATE FUNCTION encrypted_jsonb_concat(encrypted_jsonb, jsonb) RETURNS jsonb
-    LANGUAGE sql STABLE STRICT PARALLEL SAFE
-    AS 'SELECT $1::pg_catalog.jsonb OPERATOR(pg_catalog.||) $2::pg_catalog.jsonb';
-COMMENT ON FUNCTION encrypted_jsonb_concat(encrypted_jsonb, jsonb) IS 'implementation of ||';
-CREATE OPERATOR || (
-    LEFTARG = encrypted_jsonb, RIGHTARG = jsonb, FUNCTION = encrypted_jsonb_concat
-);
-COMMENT ON OPERATOR || (encrypted_jsonb, jsonb) IS 'concatenate';
-
-CREATE FUNCTION encrypted_jsonb_concat(jsonb, encrypted_jsonb) RETURNS jsonb
-    LANGUAGE sql STABLE STRICT PARALLEL SAFE
-    AS 'SELECT $1::pg_catalog.jsonb OPERATOR(pg_catalog.||) $2::pg_catalog.jsonb';
-COMMENT ON FUNCTION encrypted_jsonb_concat(jsonb, encrypted_jsonb) IS 'implementation of ||';
-CREATE OPERATOR || (
-    LEFTARG = jsonb, RIGHTARG = encrypted_jsonb, FUNCTION = encrypted_jsonb_concat
-);
-COMMENT ON OPERATOR || (jsonb, encrypted_jsonb) IS 'concatenate';

@@ -6,9 +6,9 @@
 -- PostgreSQL refuses an expression index or a generated column over the
 -- plaintext; and not VOLATILE, which would keep a condition off its index.
 
--- Runs SQL for each type, with its name for @type@ and that of its plain type for
--- @plain@. Dropped at the end of the script.
-CREATE FUNCTION colcrypt.for_each_type(template text) RETURNS void
+-- Runs SQL for each type but one, if that is named, with its name for @type@ and that of
+-- its plain type for @plain@. Dropped at the end of the script.
+CREATE FUNCTION colcrypt.for_each_type(template text, but text DEFAULT '') RETURNS void
     LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
 AS $$
 DECLARE
@@ -23,6 +23,7 @@ BEGIN
                ('encrypted_bytea', 'bytea', 'U', '_bytea'),
                ('encrypted_jsonb', 'jsonb', 'U', '_jsonb')
     LOOP
+        CONTINUE WHEN name = but;
         EXECUTE replace(replace(replace(replace(template,
             '@type@', name), '@plain@', plain), '@category@', category), '@suffix@', suffix);
     END LOOP;

@@ -63,14 +63,14 @@ extension_sql_file!(
     requires = ["search"]
 );
 extension_sql_file!(
-    "../sql/encrypted_bytea.sql",
-    name = "encrypted_bytea",
+    "../sql/concatenation.sql",
+    name = "concatenation",
     requires = ["encrypted_text"]
 );
 extension_sql_file!(
     "../sql/encrypted_jsonb.sql",
     name = "encrypted_jsonb",
-    requires = ["encrypted_bytea"]
+    requires = ["concatenation"]
 );
 extension_sql_file!(
     "../sql/rotation.sql",

@@ -4,14 +4,14 @@
 use core::cell::Cell;
 use std::time::{Duration, Instant};
 
-use colcrypt_core::{Payload, modifier_from_name};
+use colcrypt_core::modifier_from_name;
 use pgrx::prelude::*;
 
 use crate::backend_local::BackendLocal;
-use crate::error::{Error, Wire};
-use crate::types::datum::{Call, Record, VarlenaBuf, per_value_function};
-use crate::types::{EncryptedType, functions, json};
-use crate::{managed_keys, sealing};
+use crate::error::Error;
+use crate::managed_keys;
+use crate::types::datum::{Call, Record, per_value_function};
+use crate::types::{EncryptedType, functions};
 
 /// How often a long migration says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
@@ -54,33 +54,26 @@ impl Counts {
     }
 }
 
+/// Counts a value that is encrypted or decrypted.
+pub(crate) fn count_row() {
+    COUNTS.count_row();
+}
+
 /// `encrypt_value(plain type, integer)`
 pub(crate) fn encrypt_value<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
     // SAFETY: as declared.
     let (value, modifier) = unsafe { (call.detoasted(0), call.int4(1)) };
     let plain = T::take(&value);
-    COUNTS.count_row();
+    count_row();
     if plain.starts_with(TOKEN_START) {
         COUNTS.lookalikes.set(COUNTS.lookalikes.get() + 1);
     }
-    let sealed = sealing::take_in::<VarlenaBuf>(T::PAYLOAD, &plain, modifier, Wire::Text);
-    Error::unwrap_or_raise(sealed).into_raw()
+    functions::sealed::<T>(&plain, modifier)
 }
-
-// `encrypt_value(json, integer)`
-per_value_function!("encrypted_jsonb_encrypt_json", |call| {
-    // SAFETY: as declared.
-    let (text, modifier) = unsafe { (call.varlena(0), call.int4(1)) };
-    COUNTS.count_row();
-    let sealed = json::normalized(&text).and_then(|document| {
-        sealing::take_in::<VarlenaBuf>(Payload::Jsonb, &document, modifier, Wire::Text)
-    });
-    Error::unwrap_or_raise(sealed).into_raw()
-});
 
 /// `decrypt_value(type)`
 pub(crate) fn decrypt_value<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
-    COUNTS.count_row();
+    count_row();
     functions::decrypt::<T>(call)
 }
 
@@ -91,7 +84,7 @@ pub(crate) fn is_own_token<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
     let plain = T::take(&value);
     let is_own = plain.starts_with(TOKEN_START) && functions::adopt_fernet::<T>(&plain).is_ok();
     if is_own {
-        COUNTS.count_row();
+        count_row();
         COUNTS.adopted.set(COUNTS.adopted.get() + 1);
     }
     is_own.into()

@@ -97,13 +97,12 @@ fn with_opened<T>(
     work: impl FnOnce(&[u8]) -> T,
 ) -> Result<T, Error> {
     let mut room = ROOMS[side].borrow_mut();
-    let mut room = Wiped {
+    let room = Wiped {
         room: room.get_or_insert_with(Zeroizing::default),
-        used: 0,
+        // No plaintext is longer.
+        used: stored.len(),
     };
     let plaintext = sealing::open_utf8(Some(Operation::Compare), payload, stored, room.room)?;
-    // Longer than what was opened, which may have been made into something else.
-    room.used = stored.len();
     Ok(with_canonical(payload, &plaintext, work))
 }
 

@@ -9,14 +9,14 @@ use core::ffi::CStr;
 use colcrypt_core::{Payload, is_reserved};
 use pgrx::prelude::*;
 
-use super::datum::{CStringBuf, Detoasted, Output, VarlenaBuf, per_value_function};
-use super::functions::{encrypted_type, message_of, message_text};
+use super::datum::{CStringBuf, Call, Detoasted, Output, VarlenaBuf, per_value_function};
+use super::functions::{encrypted_type, message_of, message_text, sealed};
 use super::plain::Plain;
 use super::{EncryptedType, json};
 use crate::access::{self, Shown};
-use crate::error::{Error, Wire};
+use crate::error::Error;
 use crate::gucs::{self, Input};
-use crate::sealing;
+use crate::migration;
 
 /// What `jsonb_send()` begins a message with.
 const MESSAGE_VERSION: u8 = 1;
@@ -100,11 +100,17 @@ per_value_function!("encrypted_jsonb_to_json", |call| {
     text.into_raw()
 });
 
-per_value_function!("encrypted_jsonb_from_json", |call| {
+per_value_function!("encrypted_jsonb_from_json", |call| from_json(&call));
+
+// `encrypt_value(json, integer)` of `sql/migration.sql`
+per_value_function!("encrypted_jsonb_encrypt_json", |call| {
+    migration::count_row();
+    from_json(&call)
+});
+
+fn from_json(call: &Call<'_>) -> pg_sys::Datum {
     // SAFETY: declared as (json, integer), strict.
     let (text, modifier) = unsafe { (call.varlena(0), call.int4(1)) };
-    let sealed = json::normalized(&text)
-        .and_then(|text| sealing::take_in(Payload::Jsonb, &text, modifier, Wire::Text));
-    let sealed: VarlenaBuf = Error::unwrap_or_raise(sealed);
-    sealed.into_raw()
-});
+    let document = Error::unwrap_or_raise(json::normalized(&text));
+    sealed::<EncryptedJsonb>(&document, modifier)
+}

@@ -7,11 +7,10 @@ use pgrx::prelude::*;
 
 use super::EncryptedType;
 use super::datum::{CStringBuf, Detoasted, VarlenaBuf, per_value_function};
-use super::functions::{encrypted_type, message_of, message_text};
+use super::functions::{encrypted_type, message_of, message_text, sealed};
 use super::plain::Plain;
 use crate::access::{self, Shown};
-use crate::error::{Error, Wire};
-use crate::sealing;
+use crate::error::Error;
 
 struct EncryptedText;
 
@@ -65,7 +64,7 @@ per_value_function!("encrypted_text_from_bpchar", |call| {
         .iter()
         .rposition(|byte| *byte != b' ')
         .map_or(0, |last| last + 1);
-    take_in(&text[..end], modifier)
+    sealed::<EncryptedText>(&text[..end], modifier)
 });
 
 // `true` and `false`, as a cast to text gives, not `t` and `f`.
@@ -73,7 +72,7 @@ per_value_function!("encrypted_text_from_bool", |call| {
     // SAFETY: declared as (boolean, integer), strict.
     let (value, modifier) = unsafe { (call.bool(0), call.int4(1)) };
     let text = if value { "true" } else { "false" };
-    take_in(text.as_bytes(), modifier)
+    sealed::<EncryptedText>(text.as_bytes(), modifier)
 });
 
 // With its mask, as a cast to text gives it; output leaves a full one away.
@@ -85,11 +84,5 @@ per_value_function!("encrypted_text_from_inet", |call| {
         let text = pg_sys::OidFunctionCall1Coll(function, pg_sys::InvalidOid, address);
         (Detoasted::from_raw(text), call.int4(1))
     };
-    take_in(&text, modifier)
+    sealed::<EncryptedText>(&text, modifier)
 });
-
-fn take_in(text: &[u8], modifier: i32) -> pg_sys::Datum {
-    let sealed: VarlenaBuf =
-        Error::unwrap_or_raise(sealing::take_in(Payload::Text, text, modifier, Wire::Text));
-    sealed.into_raw()
-}

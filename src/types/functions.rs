@@ -114,12 +114,7 @@ pub(super) fn to_plain<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
 pub(super) fn from_plain<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
     // SAFETY: as declared.
     let (value, modifier) = unsafe { (call.detoasted(0), call.int4(1)) };
-    sealed_datum(sealing::take_in(
-        T::PAYLOAD,
-        &T::take(&value),
-        modifier,
-        Wire::Text,
-    ))
+    sealed::<T>(&T::take(&value), modifier)
 }
 
 /// `_coerce(type, integer, boolean)`: makes a value fit the column it is stored in.
@@ -133,12 +128,7 @@ pub(super) fn coerce<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
 pub(super) fn encrypt<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
     // SAFETY: as declared.
     let value = unsafe { call.detoasted(0) };
-    sealed_datum(sealing::take_in(
-        T::PAYLOAD,
-        &T::take(&value),
-        NO_MODIFIER,
-        Wire::Text,
-    ))
+    sealed::<T>(&T::take(&value), NO_MODIFIER)
 }
 
 /// `encrypt(plain type, name)`: under the managed key of this name.
@@ -215,6 +205,12 @@ pub(crate) fn adopt_fernet<T: EncryptedType>(token: &[u8]) -> Result<VarlenaBuf,
         return Err(Error::ReservedPrefix(Wire::Text).into());
     }
     Ok(VarlenaBuf::copy_of(&stored))
+}
+
+/// A plaintext as a value of a column with this modifier, or what it is ciphertext of.
+#[inline]
+pub(crate) fn sealed<T: EncryptedType>(plain: &[u8], modifier: i32) -> pg_sys::Datum {
+    sealed_datum(sealing::take_in(T::PAYLOAD, plain, modifier, Wire::Text))
 }
 
 fn sealed_datum(sealed: Result<VarlenaBuf, Error>) -> pg_sys::Datum {

@@ -56,14 +56,20 @@ pub(crate) fn to_utf8(printed: &[u8]) -> Plain<'_> {
 /// # Errors
 /// [`Error::InvalidLiteral`]: PostgreSQL's own message quotes the document.
 pub(crate) fn parse(text: &[u8]) -> Result<pg_sys::Datum, Error> {
-    let mut terminated = Zeroizing::new(Vec::with_capacity(text.len() + 1));
-    terminated.extend_from_slice(text);
-    terminated.push(0);
+    let terminated = terminated(text);
     let literal = CStr::from_bytes_with_nul(&terminated).map_err(|_| Error::InvalidLiteral {
         payload: Payload::Jsonb,
         code: PgSqlErrorCode::ERRCODE_INVALID_TEXT_REPRESENTATION,
     })?;
     read_literal(Payload::Jsonb, pg_sys::F_JSONB_IN, literal)
+}
+
+/// A copy with a terminating NUL.
+fn terminated(text: &[u8]) -> Zeroizing<Vec<u8>> {
+    let mut copy = Zeroizing::new(Vec::with_capacity(text.len() + 1));
+    copy.extend_from_slice(text);
+    copy.push(0);
+    copy
 }
 
 /// A `jsonb` in text form.
@@ -96,9 +102,7 @@ fn print_here(document: &Detoasted<'_>) -> Zeroizing<Vec<u8>> {
 
 /// A text as a JSON string. Both in the encoding of the database.
 pub(crate) fn string(text: &[u8]) -> Zeroizing<Vec<u8>> {
-    let mut terminated = Zeroizing::new(Vec::with_capacity(text.len() + 1));
-    terminated.extend(text.iter().copied().take_while(|byte| *byte != 0));
-    terminated.push(0);
+    let terminated = terminated(text);
     // SAFETY: both strings are NUL-terminated; the buffer is PostgreSQL's own.
     unsafe {
         let quoted = pg_sys::makeStringInfo();
