@@ -10,3 +10,178 @@ CREATE FUNCTION rotate_column(
     LANGUAGE c VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION rotate_column(regclass, name, integer, bigint) IS
     'encrypt again what is not under the primary key and the current algorithm; gives the number of rows';
+
+-- Rotation in batches, each a transaction of its own: by a procedure in the caller's
+-- session, or by a background worker. Where it stands is a row, changed in the
+-- transaction of each batch.
+
+CREATE TABLE colcrypt.rotation (
+    job                 integer     GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    relation            oid         NOT NULL,
+    column_name         name        NOT NULL,
+    -- Whose rights a background worker has, and what it seals with: as the session did
+    -- that asked for it.
+    role                oid         NOT NULL,
+    algorithm           text        NOT NULL,
+    write_key           text,
+    background          boolean     NOT NULL,
+    state               text        NOT NULL DEFAULT 'running'
+        CHECK (state IN ('running', 'paused', 'cancelled', 'failed', 'done')),
+    phase               text        NOT NULL DEFAULT 'starting',
+    batch_size          bigint      NOT NULL,
+    -- In seconds.
+    pause               float8      NOT NULL,
+    lock_timeout        float8      NOT NULL,
+    max_rows_per_second bigint,
+    max_lag_bytes       bigint,
+    fire_triggers       boolean     NOT NULL,
+    -- How often the relation and all that belongs to it was gone through, this time
+    -- included.
+    pass                integer     NOT NULL DEFAULT 1,
+    pass_rotated        bigint      NOT NULL DEFAULT 0,
+    pass_skipped        bigint      NOT NULL DEFAULT 0,
+    -- The table under way, its file, and which of its blocks are still to come.
+    part                oid,
+    file                oid,
+    next_block          bigint      NOT NULL DEFAULT 0,
+    end_block           bigint      NOT NULL DEFAULT 0,
+    -- In this pass, of the tables that are through.
+    parts_blocks        bigint      NOT NULL DEFAULT 0,
+    blocks_total        bigint,
+    rows_rotated        bigint      NOT NULL DEFAULT 0,
+    rows_per_second     float8,
+    estimated_end       timestamptz,
+    last_error          text,
+    started_at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at          timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (fillfactor = 50);
+COMMENT ON TABLE colcrypt.rotation IS 'rotations in batches: what was asked for, and how far each is';
+
+CREATE UNIQUE INDEX one_rotation ON colcrypt.rotation (relation, column_name)
+    WHERE state IN ('running', 'paused', 'failed');
+
+CREATE VIEW colcrypt.rotation_progress AS
+    SELECT r.job,
+           r.relation::regclass AS relation,
+           r.column_name,
+           CASE WHEN r.state = 'running' AND r.phase <> 'starting'
+                     AND NOT EXISTS (
+                         SELECT FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_database AS d ON d.oid = l.database
+                         WHERE d.datname = pg_catalog.current_database() AND l.locktype = 'object'
+                           AND l.classid = 'colcrypt.rotation'::pg_catalog.regclass
+                           AND l.objid = r.job::pg_catalog.oid AND l.mode = 'ExclusiveLock')
+                THEN 'interrupted' ELSE r.state END AS state,
+           r.phase,
+           greatest(r.blocks_total, r.parts_blocks + r.next_block) AS blocks_total,
+           r.parts_blocks + r.next_block AS blocks_done,
+           r.rows_rotated,
+           r.pass_skipped AS rows_skipped,
+           r.rows_per_second,
+           r.estimated_end,
+           r.last_error,
+           r.started_at,
+           r.updated_at
+    FROM colcrypt.rotation AS r;
+COMMENT ON VIEW colcrypt.rotation_progress IS 'rotations in batches, and how far each is';
+COMMENT ON COLUMN colcrypt.rotation_progress.job IS 'number of the rotation';
+COMMENT ON COLUMN colcrypt.rotation_progress.relation IS 'table that is rotated, with its partitions and what inherits from it';
+COMMENT ON COLUMN colcrypt.rotation_progress.column_name IS 'column that is rotated';
+COMMENT ON COLUMN colcrypt.rotation_progress.state IS 'running, paused, cancelled, failed, done; interrupted if nobody is at work on it any more';
+COMMENT ON COLUMN colcrypt.rotation_progress.phase IS 'starting, rotating, checking, waiting for locked rows, waiting for a lock, waiting for replicas, done';
+COMMENT ON COLUMN colcrypt.rotation_progress.blocks_total IS 'blocks to go through in this phase';
+COMMENT ON COLUMN colcrypt.rotation_progress.blocks_done IS 'blocks gone through in this phase';
+COMMENT ON COLUMN colcrypt.rotation_progress.rows_rotated IS 'rows that have a new value';
+COMMENT ON COLUMN colcrypt.rotation_progress.rows_skipped IS 'rows that others had locked, in this phase';
+COMMENT ON COLUMN colcrypt.rotation_progress.rows_per_second IS 'rows rotated in each second, since it was started or resumed';
+COMMENT ON COLUMN colcrypt.rotation_progress.estimated_end IS 'when this phase is likely to end';
+COMMENT ON COLUMN colcrypt.rotation_progress.last_error IS 'why it failed';
+COMMENT ON COLUMN colcrypt.rotation_progress.started_at IS 'when it was first started';
+COMMENT ON COLUMN colcrypt.rotation_progress.updated_at IS 'when its last batch ended';
+GRANT SELECT ON colcrypt.rotation_progress TO PUBLIC;
+
+CREATE FUNCTION colcrypt.begin_rotation(
+    relation regclass,
+    column_name name,
+    batch_size integer,
+    pause double precision,
+    lock_timeout double precision,
+    max_rows_per_second bigint,
+    max_lag_bytes bigint,
+    fire_triggers boolean
+) RETURNS integer
+    AS 'MODULE_PATHNAME', 'colcrypt_begin_rotation_wrapper'
+    LANGUAGE c VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION colcrypt.begin_rotation(regclass, name, integer, double precision, double precision, bigint, bigint, boolean) IS
+    'for rotate_column_online(): makes a rotation, or takes one up that did not end; gives its number';
+
+CREATE FUNCTION colcrypt.rotation_step(job integer) RETURNS double precision
+    AS 'MODULE_PATHNAME', 'colcrypt_rotation_step_wrapper'
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION colcrypt.rotation_step(integer) IS
+    'for rotate_column_online(): does a batch; gives the seconds to wait before the next one, NULL at the end';
+
+-- Not one operator or name that depends on the search path, which a procedure that
+-- commits cannot set.
+CREATE PROCEDURE rotate_column_online(
+    relation regclass,
+    column_name name,
+    batch_size integer DEFAULT 1000,
+    pause interval DEFAULT '0',
+    lock_timeout interval DEFAULT '1 second',
+    max_rows_per_second bigint DEFAULT NULL,
+    max_lag_bytes bigint DEFAULT NULL,
+    fire_triggers boolean DEFAULT false
+)
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    job CONSTANT pg_catalog.int4 := colcrypt.begin_rotation(
+        relation, column_name, batch_size,
+        pg_catalog.date_part('epoch', pause), pg_catalog.date_part('epoch', lock_timeout),
+        max_rows_per_second, max_lag_bytes, fire_triggers);
+    wait pg_catalog.float8;
+BEGIN
+    LOOP
+        COMMIT;
+        wait := colcrypt.rotation_step(job);
+        EXIT WHEN wait IS NULL;
+        COMMIT;
+        PERFORM pg_catalog.pg_sleep(wait);
+    END LOOP;
+END
+$$;
+COMMENT ON PROCEDURE rotate_column_online(regclass, name, integer, interval, interval, bigint, bigint, boolean) IS
+    'rotate_column() in batches, each a transaction of its own; goes on where an earlier call has stopped';
+
+CREATE FUNCTION colcrypt.rotate_column_background(
+    relation regclass,
+    column_name name,
+    batch_size integer DEFAULT 1000,
+    pause interval DEFAULT '0',
+    max_rows_per_second bigint DEFAULT NULL,
+    max_lag_bytes bigint DEFAULT NULL,
+    fire_triggers boolean DEFAULT false,
+    lock_timeout interval DEFAULT '1 second'
+) RETURNS integer
+    AS 'MODULE_PATHNAME', 'colcrypt_rotate_column_background_wrapper'
+    LANGUAGE c VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION colcrypt.rotate_column_background(regclass, name, integer, interval, bigint, bigint, boolean, interval) IS
+    'rotate_column_online() in a background worker; gives the number of the rotation';
+
+CREATE FUNCTION colcrypt.pause_rotation(job integer) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'colcrypt_pause_rotation_wrapper'
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION colcrypt.pause_rotation(integer) IS
+    'stop a rotation after the batch under way; true if it was running';
+
+CREATE FUNCTION colcrypt.resume_rotation(job integer) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'colcrypt_resume_rotation_wrapper'
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION colcrypt.resume_rotation(integer) IS
+    'go on with a rotation that is paused, failed or interrupted, in a background worker; true if it was';
+
+CREATE FUNCTION colcrypt.cancel_rotation(job integer) RETURNS boolean
+    AS 'MODULE_PATHNAME', 'colcrypt_cancel_rotation_wrapper'
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION colcrypt.cancel_rotation(integer) IS
+    'end a rotation after the batch under way; what it has done stays done; true if it had not ended';

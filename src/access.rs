@@ -12,7 +12,7 @@ use crate::gucs::{self, Access};
 use crate::tally::Operation;
 use crate::types::datum::Output;
 use crate::types::json;
-use crate::{compat, keyring, managed_keys, sealing, tally};
+use crate::{compat, hooks, keyring, managed_keys, role_access, sealing, tally};
 
 /// What a session gets to see of a stored value.
 pub(crate) struct Shown<B> {
@@ -50,6 +50,24 @@ impl<B: Output> Shown<B> {
     }
 }
 
+/// What may be seen now: `colcrypt.access`, or less in what is run for the owner of
+/// something.
+#[inline]
+pub(crate) fn mode() -> Access {
+    let session = gucs::access();
+    if session != Access::Masked && compat::in_restricted_operation() {
+        return role_access::with_owners(session);
+    }
+    session
+}
+
+/// Whether nobody is in the way of anything: then nothing else need be asked. Does
+/// not fail and reads nothing.
+#[inline]
+pub(crate) fn is_plainly_full() -> bool {
+    gucs::access() == Access::Full && !compat::in_restricted_operation()
+}
+
 /// What this session gets to see of a stored value as a value of the type: in
 /// output, and where it is cast to the plain type.
 ///
@@ -57,7 +75,7 @@ impl<B: Output> Shown<B> {
 /// As [`sealing::open`]; [`Error::DumpOfMasks`].
 #[inline]
 pub(crate) fn show<B: Output>(payload: Payload, stored: &[u8]) -> Result<Shown<B>, Box<Error>> {
-    if gucs::access() == Access::Full && !may_export() {
+    if mode() == Access::Full && !may_export() {
         return open_or_instead(payload, stored);
     }
     show_as_set(payload, stored)
@@ -65,7 +83,7 @@ pub(crate) fn show<B: Output>(payload: Payload, stored: &[u8]) -> Result<Shown<B
 
 #[cold]
 fn show_as_set<B: Output>(payload: Payload, stored: &[u8]) -> Result<Shown<B>, Box<Error>> {
-    let access = gucs::access();
+    let access = mode();
     if let Some(export) = export() {
         // A dump of masks is a lost backup.
         if export == Export::Dump && access == Access::Masked {
@@ -161,7 +179,7 @@ fn count_denied(stored: Option<&[u8]>, error: &Error) {
 
 /// Whether the session may do what takes plaintext.
 fn check_full(what: &'static str) -> Result<(), Error> {
-    match gucs::access() {
+    match mode() {
         Access::Full => Ok(()),
         access => Err(Error::Access {
             what,
@@ -175,7 +193,7 @@ fn check_full(what: &'static str) -> Result<(), Error> {
 /// # Errors
 /// [`Error::Access`], [`Error::KeyNotGranted`].
 pub(crate) fn check_ciphertext(stored: &[u8]) -> Result<(), Error> {
-    let checked = match gucs::access() {
+    let checked = match mode() {
         Access::Masked => Err(Error::Access {
             what: "see ciphertext",
             access: Access::Masked.name(),
@@ -213,13 +231,25 @@ fn check_key_id(id: KeyId) -> Result<(), Error> {
 /// [`Error::KeyTable`].
 #[inline]
 pub(crate) fn compares_all() -> Result<bool, Error> {
-    Ok(gucs::access() == Access::Full && !managed_keys::any_grants()?)
+    Ok(mode() == Access::Full && !managed_keys::any_grants()?)
 }
 
 /// As [`compares_all`], where nothing can be read.
 #[inline]
 pub(crate) fn compares_everything() -> bool {
     compares_all().unwrap_or(false)
+}
+
+/// Whether PostgreSQL keeps something in order for somebody who compares whatever he
+/// likes, with the rights of the owner, who may not: as REINDEX and `rotate_column()` do.
+pub(crate) fn maintains_for_another() -> bool {
+    // Statistics are shown to the owner, and need no order that anything else agrees with.
+    gucs::access() == Access::Full
+        && hooks::maintains()
+        && !compat::collects_statistics()
+        // SAFETY: catalog look-ups.
+        && (unsafe { pg_sys::superuser_arg(pg_sys::GetOuterUserId()) }
+            || !managed_keys::any_grants().unwrap_or(true))
 }
 
 /// Whether a query of this session may compare encrypted values at all.
@@ -316,8 +346,10 @@ pub(crate) fn takes_ciphertext() -> bool {
     unsafe {
         pg_sys::IsLogicalWorker()
             || pg_sys::IsBinaryUpgrade
-            // Who has logged in, not whose rights a function runs with.
+            // Who has logged in, not whose rights a function runs with; nor what somebody
+            // has written whose table is maintained.
             || (application() == Some(c"pg_restore")
+                && !compat::in_restricted_operation()
                 && pg_sys::superuser_arg(pg_sys::GetAuthenticatedUserId()))
     }
 }

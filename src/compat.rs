@@ -53,6 +53,12 @@ mod raw {
             options: i32,
             parameters: pg_sys::ParamListInfo,
         ) -> *mut pg_sys::PlannedStmt;
+        // src/include/tcop/tcopprot.h
+        pub(super) fn die(signal: i32);
+        // src/include/postmaster/interrupt.h
+        pub(super) fn SignalHandlerForConfigReload(signal: i32);
+        // src/include/miscadmin.h
+        pub(super) fn InSecurityRestrictedOperation() -> bool;
         // src/include/nodes/nodeFuncs.h
         pub(super) fn query_tree_walker(
             query: *mut pg_sys::Query,
@@ -236,6 +242,110 @@ pub(crate) fn in_vacuum() -> bool {
     }
 }
 
+/// `DbRoleSettingRelationId` (src/include/catalog/pg_db_role_setting.h).
+pub(crate) const PG_DB_ROLE_SETTING: u32 = 2964;
+
+/// The number of blocks of a relation, which is locked, and its file.
+pub(crate) fn size_and_file(oid: pg_sys::Oid) -> (u32, pg_sys::Oid) {
+    let lock = pg_sys::NoLock as pg_sys::LOCKMODE;
+    // SAFETY: the relation is there; opened and closed again.
+    unsafe {
+        let relation = pg_sys::relation_open(oid, lock);
+        let main = pg_sys::ForkNumber::MAIN_FORKNUM;
+        let blocks = pg_sys::RelationGetNumberOfBlocksInFork(relation, main);
+        let file = (*relation).rd_node.relNode;
+        pg_sys::relation_close(relation, lock);
+        (blocks, file)
+    }
+}
+
+/// The databases that can be connected to.
+pub(crate) fn databases() -> Vec<pg_sys::Oid> {
+    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+    let mut databases = Vec::new();
+    // SAFETY: as get_database_list() of autovacuum.c.
+    unsafe {
+        let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, lock);
+        let scan = pg_sys::table_beginscan_catalog(relation, 0, core::ptr::null_mut());
+        loop {
+            let tuple = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
+            if tuple.is_null() {
+                break;
+            }
+            let database: *mut pg_sys::FormData_pg_database = pg_sys::GETSTRUCT(tuple).cast();
+            if (*database).datallowconn {
+                databases.push((*database).oid);
+            }
+        }
+        let end = (*(*relation).rd_tableam)
+            .scan_end
+            .expect("every table method scans");
+        pg_guard_ffi_boundary(|| end(scan));
+        pg_sys::table_close(relation, lock);
+    }
+    databases
+}
+
+/// Has a background worker handle signals as PostgreSQL's own do: told to end, it ends at
+/// the next occasion.
+pub(crate) fn handle_worker_signals() {
+    // SAFETY: PostgreSQL's own handlers.
+    unsafe {
+        pg_sys::pqsignal(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
+        pg_sys::pqsignal(libc::SIGTERM, Some(raw::die));
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+/// Waits so long, or until this process is told of something.
+pub(crate) fn sleep(time: Option<core::time::Duration>) {
+    let milliseconds = time.map(|time| {
+        time.as_millis()
+            .try_into()
+            .unwrap_or(core::ffi::c_long::MAX)
+    });
+    let mut events = pg_sys::WL_LATCH_SET | pg_sys::WL_EXIT_ON_PM_DEATH;
+    if milliseconds.is_some() {
+        events |= pg_sys::WL_TIMEOUT;
+    }
+    // SAFETY: the latch is this process's own.
+    unsafe {
+        let timeout = milliseconds.unwrap_or(-1);
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events as i32,
+            timeout,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+}
+
+/// Gives an executor a range table of one relation, of which one column is updated.
+///
+/// # Safety
+/// Both live; the relation has the column.
+pub(crate) unsafe fn set_updated_column(
+    executor: *mut pg_sys::EState,
+    relation: pg_sys::Relation,
+    attribute: i16,
+) {
+    // SAFETY: by the caller's word; as create_edata_for_relation() of worker.c.
+    unsafe {
+        let size = size_of::<pg_sys::RangeTblEntry>();
+        let entry: *mut pg_sys::RangeTblEntry = pg_sys::palloc0(size).cast();
+        (*entry).type_ = pg_sys::NodeTag::T_RangeTblEntry;
+        (*entry).rtekind = pg_sys::RTEKind::RTE_RELATION;
+        (*entry).relid = (*relation).rd_id;
+        (*entry).relkind = (*(*relation).rd_rel).relkind;
+        (*entry).rellockmode = pg_sys::AccessShareLock as i32;
+        let member = i32::from(attribute) - pg_sys::FirstLowInvalidHeapAttributeNumber;
+        (*entry).updatedCols = pg_sys::bms_make_singleton(member);
+        let entries = pg_sys::lappend(core::ptr::null_mut(), entry.cast());
+        pg_sys::ExecInitRangeTable(executor, entries);
+    }
+}
+
 /// Flag of a scan key: the column is descending (src/include/access/nbtree.h).
 pub(crate) const SK_BT_DESC: i32 = (pg_sys::INDOPTION_DESC as i32) << 24;
 
@@ -323,6 +433,16 @@ pub(crate) fn has_assertions() -> bool {
 pub(crate) fn is_autovacuum() -> bool {
     // SAFETY: reads a variable of this backend.
     unsafe { pg_sys::MyBackendType == pg_sys::BackendType::B_AUTOVAC_WORKER }
+}
+
+/// Whether the owner of something is at work with his own code in the session of
+/// whoever maintains it: ANALYZE, REINDEX, REFRESH MATERIALIZED VIEW, autovacuum.
+///
+/// Asked for every value, so not through pgrx's guard.
+#[inline]
+pub(crate) fn in_restricted_operation() -> bool {
+    // SAFETY: tests a flag of this backend (miscinit.c), and raises nothing.
+    unsafe { raw::InSecurityRestrictedOperation() }
 }
 
 /// The owner of a relation; invalid if there is none.

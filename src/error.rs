@@ -161,6 +161,22 @@ pub(crate) enum Error {
     Serialization,
     #[error("could not rotate a row of \"{relation}\": {why}")]
     Rotation { relation: String, why: &'static str },
+    #[error("{0} cannot run inside a transaction block")]
+    InTransaction(&'static str),
+    #[error("a background worker does not have the keys of this session")]
+    SessionKey,
+    #[error("a background worker cannot rotate a temporary table")]
+    TemporaryTable,
+    #[error("rotation {job} does not exist")]
+    NoRotation { job: i32 },
+    #[error("rotation {job} is under way in another session")]
+    RotationRuns { job: i32 },
+    #[error("rotation {job} was {state}")]
+    RotationStopped { job: i32, state: String },
+    #[error("could not start a background worker")]
+    NoWorker,
+    #[error("a table of the extension colcrypt is not usable: {0}")]
+    OwnTable(&'static str),
 }
 
 impl From<Malformed> for Error {
@@ -209,6 +225,31 @@ const DEV_MODE_KEY: &str = " With colcrypt.dev_mode every start of the server ma
     random key, unless one is configured.";
 
 impl Error {
+    /// For a parameter that is NULL.
+    pub(crate) fn not_given(what: &'static str) -> Self {
+        Self::Parameter {
+            what,
+            bound: "given",
+        }
+    }
+
+    /// A parameter that has a least value, 0 or 1.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] if it is less, or NULL.
+    pub(crate) fn at_least(
+        least: i64,
+        what: &'static str,
+        value: Option<i64>,
+    ) -> Result<i64, Self> {
+        value
+            .filter(|value| *value >= least)
+            .ok_or(Self::Parameter {
+                what,
+                bound: if least == 0 { "0 or more" } else { "1 or more" },
+            })
+    }
+
     pub(crate) fn damaged(key: KeyId) -> impl FnOnce(OpenError) -> Self {
         move |OpenError| Self::Damaged { key }
     }
@@ -288,6 +329,7 @@ impl Error {
             | Self::LoadedTooLate
             | Self::OtherIndexKey { .. }
             | Self::IndexKeyToCome
+            | Self::SessionKey
             | Self::NoIndexKey { .. } => Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::Damaged { .. }
             | Self::Malformed
@@ -311,7 +353,7 @@ impl Error {
                 Code::ERRCODE_INVALID_PARAMETER_VALUE
             }
             Self::UnknownKeyName { .. } => Code::ERRCODE_UNDEFINED_OBJECT,
-            Self::Random(_) | Self::KeyTable(_) => Code::ERRCODE_INTERNAL_ERROR,
+            Self::Random(_) | Self::KeyTable(_) | Self::OwnTable(_) => Code::ERRCODE_INTERNAL_ERROR,
             Self::NotLoaded { .. } => Code::ERRCODE_CONFIG_FILE_ERROR,
             Self::NoSharedMemory(_) => Code::ERRCODE_OUT_OF_MEMORY,
             Self::NoOrder => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
@@ -336,7 +378,12 @@ impl Error {
             Self::BadKeyName => Code::ERRCODE_INVALID_NAME,
             Self::Trigger(_) => Code::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Self::Serialization => Code::ERRCODE_T_R_SERIALIZATION_FAILURE,
-            Self::Rotation { .. } => Code::ERRCODE_OBJECT_IN_USE,
+            Self::Rotation { .. } | Self::RotationRuns { .. } => Code::ERRCODE_OBJECT_IN_USE,
+            Self::InTransaction(_) => Code::ERRCODE_ACTIVE_SQL_TRANSACTION,
+            Self::TemporaryTable => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+            Self::NoRotation { .. } => Code::ERRCODE_UNDEFINED_OBJECT,
+            Self::RotationStopped { .. } => Code::ERRCODE_QUERY_CANCELED,
+            Self::NoWorker => Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
         }
     }
 
@@ -493,6 +540,23 @@ impl Error {
             Self::NotTable { hint, .. } | Self::WrongType { hint, .. } => hint,
             Self::GeneratedColumn { .. } => "Rotate the column that it is computed from.",
             Self::Rotation { .. } => "Run the rotation again.",
+            Self::InTransaction(_) => {
+                "It commits after each batch. rotate_column() rotates in one transaction."
+            }
+            Self::SessionKey => "CALL rotate_column_online(), or RESET colcrypt.key.",
+            Self::TemporaryTable => "rotate_column() rotates it in this session.",
+            Self::NoRotation { .. } => "The view colcrypt.rotation_progress lists the rotations.",
+            Self::RotationRuns { .. } => {
+                "The view colcrypt.rotation_progress tells how far it is. \
+                 SELECT colcrypt.pause_rotation() or colcrypt.cancel_rotation() ends it."
+            }
+            Self::RotationStopped { .. } => {
+                "What it has done is done. Call rotate_column_online() again to go on."
+            }
+            Self::NoWorker => {
+                "Increase max_worker_processes and restart the server, or CALL \
+                 rotate_column_online()."
+            }
             _ => return None,
         };
         (!hint.is_empty()).then(|| hint.to_owned())

@@ -54,6 +54,22 @@ impl Access {
             Self::Ciphertext => "ciphertext",
         }
     }
+
+    /// As PostgreSQL reads it.
+    pub(crate) fn from_name(name: &[u8]) -> Option<Self> {
+        let all = [Self::Full, Self::Masked, Self::Ciphertext];
+        all.into_iter()
+            .find(|access| access.name().as_bytes().eq_ignore_ascii_case(name))
+    }
+
+    /// What shows less.
+    pub(crate) fn stricter(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Masked, _) | (_, Self::Masked) => Self::Masked,
+            (Self::Ciphertext, _) | (_, Self::Ciphertext) => Self::Ciphertext,
+            (Self::Full, Self::Full) => Self::Full,
+        }
+    }
 }
 
 /// `colcrypt.undecryptable`: what is shown of a value that cannot be decrypted.
@@ -115,6 +131,8 @@ static KEY_ENV: GucSetting<Option<CString>> =
 static ALGORITHM: GucSetting<Algorithm> = GucSetting::<Algorithm>::new(Algorithm::Xaes256Gcm);
 static INPUT: GucSetting<Input> = GucSetting::<Input>::new(Input::Plaintext);
 static ACCESS: GucSetting<Access> = GucSetting::<Access>::new(Access::Full);
+/// The last value that came from postgresql.conf or the command line, or the default.
+static CONFIGURED_ACCESS: BackendLocal<Cell<Access>> = BackendLocal::new(Cell::new(Access::Full));
 /// How often `colcrypt.access` and `colcrypt.audit_log` were assigned, while that is
 /// counted.
 static ACCESS_ASSIGNED: BackendLocal<Cell<u32>> = BackendLocal::new(Cell::new(0));
@@ -150,6 +168,13 @@ pub(crate) fn access() -> Access {
     Access::from_ordinal(unsafe { *ACCESS.as_ptr() })
 }
 
+/// The value of `colcrypt.access` for sessions whose role and database have none: of the
+/// configuration, as far as this library has seen it. Without preload it has not, where
+/// the settings of a role came over it.
+pub(crate) fn configured_access() -> Access {
+    CONFIGURED_ACCESS.get()
+}
+
 /// What is shown in place of a value that may not be seen.
 pub(crate) fn mask() -> CString {
     MASK.get().unwrap_or_default()
@@ -177,6 +202,35 @@ pub(crate) fn write_key<'a>() -> Option<&'a CStr> {
             .map(|name| CStr::from_ptr(name))
     };
     name.filter(|name| !name.is_empty())
+}
+
+/// Sets what new values are sealed with in this session: `colcrypt.algorithm` and
+/// `colcrypt.write_key`.
+pub(crate) fn seal_with(algorithm: &str, write_key: &str) {
+    let now = self::write_key().map_or_else(Default::default, CStr::to_string_lossy);
+    for (name, value, differs) in [
+        (
+            c"colcrypt.algorithm",
+            algorithm,
+            suite().name() != algorithm,
+        ),
+        (c"colcrypt.write_key", write_key, now != write_key),
+    ] {
+        let Ok(value) = CString::new(value) else {
+            continue;
+        };
+        if differs {
+            // SAFETY: as a SET of the session.
+            unsafe {
+                pg_sys::SetConfigOption(
+                    name.as_ptr(),
+                    value.as_ptr(),
+                    pg_sys::GucContext::PGC_USERSET,
+                    pg_sys::GucSource::PGC_S_SESSION,
+                );
+            }
+        }
+    }
 }
 
 /// The settings that name sources.
@@ -324,7 +378,7 @@ pub(crate) fn define() {
             &ACCESS,
             GucContext::Suset,
             GucFlags::empty(),
-            None,
+            Some(check_access),
             Some(assign_access),
             None,
         );
@@ -559,6 +613,19 @@ unsafe extern "C-unwind" fn assign_input(newval: i32, _extra: *mut c_void) {
     if newval != unsafe { *INPUT.as_ptr() } {
         keyring::forget_plans();
     }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn check_access(
+    newval: *mut i32,
+    _extra: *mut *mut c_void,
+    source: pg_sys::GucSource::Type,
+) -> bool {
+    if source <= pg_sys::GucSource::PGC_S_ARGV {
+        // SAFETY: one of the values that the setting takes.
+        CONFIGURED_ACCESS.set(Access::from_ordinal(unsafe { *newval }));
+    }
+    true
 }
 
 #[pg_guard]

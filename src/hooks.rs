@@ -6,9 +6,8 @@ use core::ffi::c_void;
 use pgrx::prelude::*;
 
 use crate::backend_local::BackendLocal;
-use crate::gucs::{self, Access};
 use crate::search::{self, comparisons, prepare};
-use crate::{audit, compat, log_hook, managed_keys, relations, tally};
+use crate::{audit, compat, log_hook, managed_keys, relations, rotation, tally};
 
 struct Next {
     relation: Cell<pg_sys::get_relation_info_hook_type>,
@@ -26,8 +25,9 @@ static NEXT: BackendLocal<Next> = BackendLocal::new(Next {
     utility: Cell::new(None),
 });
 
-/// How many queries run inside each other.
-static DEPTH: BackendLocal<Cell<u32>> = BackendLocal::new(Cell::new(0));
+/// How many statements run inside each other that began in a security-restricted
+/// operation: they are of the owner's making.
+static OWNERS: BackendLocal<Cell<u32>> = BackendLocal::new(Cell::new(0));
 /// How many statements run inside each other, of any kind.
 static NESTING: BackendLocal<Cell<u32>> = BackendLocal::new(Cell::new(0));
 /// What both were when each open subtransaction began. An error does not pass through
@@ -38,6 +38,9 @@ static SAVED: BackendLocal<RefCell<Vec<(u32, u32)>>> = BackendLocal::new(RefCell
 pub(crate) fn install() {
     // SAFETY: hooks are set when a library is loaded, in the only thread.
     unsafe {
+        // The library may be loaded by what an owner has written: until the transaction
+        // ends nothing is known of statements that began before.
+        begin_owners();
         NEXT.relation.set(pg_sys::get_relation_info_hook);
         pg_sys::get_relation_info_hook = Some(relation_info);
         pg_sys::RegisterXactCallback(Some(at_end), core::ptr::null_mut());
@@ -89,12 +92,11 @@ unsafe extern "C-unwind" fn run(
             comparisons::check_plan((*query).planstate);
         }
         begin_query(query);
-        // After an error they stay too high until the (sub)transaction ends.
-        DEPTH.set(DEPTH.get() + 1);
+        let owners = begin_owners();
         NESTING.set(NESTING.get() + 1);
         let next = NEXT.run.get().unwrap_or(compat::standard_ExecutorRun);
         next(query, direction, count, execute_once);
-        DEPTH.set(DEPTH.get().saturating_sub(1));
+        end_owners(owners);
         end_statement();
     }
 }
@@ -126,6 +128,7 @@ unsafe extern "C-unwind" fn utility(
         let node = (*statement).utilityStmt;
         let copies = (*node).type_ == pg_sys::NodeTag::T_CopyStmt;
         begin_utility(node);
+        let owners = begin_owners();
         NESTING.set(NESTING.get() + 1);
         let next = NEXT
             .utility
@@ -144,8 +147,22 @@ unsafe extern "C-unwind" fn utility(
         if copies {
             log_hook::note_copy(false);
         }
+        end_owners(owners);
         end_statement();
     }
+}
+
+/// Counts a statement of an owner's. After an error it stays counted until the
+/// (sub)transaction ends.
+fn begin_owners() -> u32 {
+    let count = u32::from(compat::in_restricted_operation());
+    OWNERS.set(OWNERS.get() + count);
+    count
+}
+
+/// Not all statements end in the transaction in which they began.
+fn end_owners(count: u32) {
+    OWNERS.set(OWNERS.get().saturating_sub(count));
 }
 
 #[pg_guard]
@@ -234,15 +251,16 @@ unsafe extern "C-unwind" fn at_subtransaction(
     use pg_sys::SubXactEvent as Event;
     match event {
         Event::SUBXACT_EVENT_START_SUB => {
-            SAVED.borrow_mut().push((DEPTH.get(), NESTING.get()));
+            SAVED.borrow_mut().push((OWNERS.get(), NESTING.get()));
         }
         Event::SUBXACT_EVENT_COMMIT_SUB => {
             SAVED.borrow_mut().pop();
         }
         Event::SUBXACT_EVENT_ABORT_SUB => {
+            rotation::let_go();
             let saved = SAVED.borrow_mut().pop();
-            if let Some((depth, nesting)) = saved {
-                DEPTH.set(depth);
+            if let Some((owners, nesting)) = saved {
+                OWNERS.set(owners);
                 NESTING.set(nesting);
                 // A statement of its own has failed.
                 if nesting == 0 {
@@ -261,7 +279,10 @@ unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _nothing: *mu
     use pg_sys::XactEvent as Event;
     match event {
         Event::XACT_EVENT_COMMIT | Event::XACT_EVENT_ABORT | Event::XACT_EVENT_PREPARE => {
-            DEPTH.set(0);
+            if event == Event::XACT_EVENT_ABORT {
+                rotation::let_go();
+            }
+            OWNERS.set(0);
             NESTING.set(0);
             SAVED.take();
             search::forget_plaintexts();
@@ -274,17 +295,11 @@ unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _nothing: *mu
     }
 }
 
-/// Whether an index is being built for somebody who may compare everything, by the
-/// owner of the table, who may not: PostgreSQL builds as the owner. No query runs
-/// inside of it, as one of the owner's functions might.
-pub(crate) fn builds_for_another() -> bool {
-    // SAFETY: reads the state of this backend.
-    let restricted = unsafe { pg_sys::InSecurityRestrictedOperation() };
-    restricted
-        && DEPTH.get() == 0
-        && gucs::access() == Access::Full
-        // SAFETY: as above.
-        && unsafe { pg_sys::superuser_arg(pg_sys::GetOuterUserId()) }
+/// Whether PostgreSQL itself is at work on what belongs to the current user, in the
+/// session of somebody else: no statement runs inside of it, as one of the owner's
+/// functions might.
+pub(crate) fn maintains() -> bool {
+    compat::in_restricted_operation() && OWNERS.get() == 0
 }
 
 /// As `plan`.

@@ -419,6 +419,29 @@ pub(crate) fn reseal<B: Output>(
         .inspect_err(|error| tally::count_failure(Operation::Rotate, Some(stored), error))
 }
 
+/// As [`reseal`], and opens what was sealed.
+///
+/// # Errors
+/// As [`reseal`]; [`Error::Damaged`] if the new value does not hold what the old one does.
+pub(crate) fn reseal_verified<B: Output>(
+    payload: Payload,
+    stored: &[u8],
+    sealer: &Sealer,
+    rooms: &mut [Zeroizing<Vec<u8>>; 2],
+) -> Result<B, Error> {
+    let [room, other_room] = rooms;
+    let result = open_utf8(None, payload, stored, room).and_then(|plaintext| {
+        let mut sealed: B = sealer.seal_utf8(Operation::Rotate, payload, &plaintext)?;
+        let again = open_utf8(None, payload, sealed.bytes_mut(), other_room)?;
+        if *again == *plaintext {
+            return Ok(sealed);
+        }
+        let key = Stored::parse(sealed.bytes_mut())?.key_id();
+        Err(Error::Damaged { key })
+    });
+    result.inspect_err(|error| tally::count_failure(Operation::Rotate, Some(stored), error))
+}
+
 /// Makes a value fit a column with this modifier: under the key that it names.
 ///
 /// A value that the user may not read may not be made readable by moving it.

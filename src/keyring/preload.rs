@@ -10,7 +10,7 @@ use pgrx::prelude::*;
 use super::{ACTIVE, STATE, ServerRing, Source, keeper, published};
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
-use crate::{gucs, stats};
+use crate::{gucs, rotation, stats};
 
 struct Preload {
     /// Whether the library is loaded by `shared_preload_libraries`. Backends inherit
@@ -75,6 +75,7 @@ pub(crate) fn start() {
     });
     ACTIVE.ring.replace(None);
     keeper::register();
+    rotation::register();
 }
 
 fn announce(server: &ServerRing) {

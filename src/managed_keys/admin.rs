@@ -12,6 +12,7 @@ use super::table::{self, Kind, Row, State};
 use super::{ring_guard, wrap};
 use crate::error::Error;
 use crate::keyring;
+use crate::own_tables;
 
 /// `colcrypt.create_key(name, algorithm)`: makes a key and gives its id.
 #[pg_extern(sql = false)]
@@ -54,7 +55,7 @@ fn colcrypt_rotate_key(name: &str) -> Result<String, ErrorReport> {
     })?;
     // The key that is to be replaced must not be the last thing that works.
     active.unwrap()?;
-    table::as_owner(|| {
+    own_tables::as_owner(|| {
         Spi::run_with_args(
             "UPDATE colcrypt.key SET state = 'retired'
              WHERE kind OPERATOR(pg_catalog.=) 'data' AND key_id OPERATOR(pg_catalog.=) $1",
@@ -92,7 +93,7 @@ fn colcrypt_shred_key(name: &str) -> Result<i64, ErrorReport> {
         intact.count()
     };
     let destroyed = intact(versions(name)?);
-    table::as_owner(|| {
+    own_tables::as_owner(|| {
         Spi::run_with_args(
             "UPDATE colcrypt.key SET state = 'destroyed', wrapped = NULL, wrapped_by = NULL
              WHERE kind OPERATOR(pg_catalog.=) 'data' AND name OPERATOR(pg_catalog.=) $1
@@ -116,7 +117,7 @@ fn colcrypt_shred_key(name: &str) -> Result<i64, ErrorReport> {
 fn colcrypt_grant_key(name: &str, role: pg_sys::Oid) -> Result<(), ErrorReport> {
     table::lock(c"colcrypt.grant_key()")?;
     versions(name)?;
-    table::as_owner(|| {
+    own_tables::as_owner(|| {
         Spi::run_with_args(
             "INSERT INTO colcrypt.key_grant (name, role) VALUES ($1, $2) ON CONFLICT DO NOTHING",
             &[DatumWithOid::from(name), DatumWithOid::from(role)],
@@ -152,7 +153,7 @@ fn colcrypt_revoke_key(name: &str, role: pg_sys::Oid) -> Result<bool, ErrorRepor
         return Ok(false);
     }
     let open = granted(None)? == 1;
-    table::as_owner(|| {
+    own_tables::as_owner(|| {
         Spi::run_with_args(
             "DELETE FROM colcrypt.key_grant
              WHERE name OPERATOR(pg_catalog.=) $1 AND role OPERATOR(pg_catalog.=) $2",

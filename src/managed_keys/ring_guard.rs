@@ -12,6 +12,7 @@ use super::table::{self, Basis, Kind};
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
 use crate::keyring::{self, ActiveRing};
+use crate::own_tables;
 use crate::types::datum::{Call, per_value_function};
 
 /// What a key of the ring is used for.
@@ -104,7 +105,7 @@ fn remember_if_possible(id: KeyId) -> Result<bool, Error> {
 }
 
 fn remember(id: KeyId) -> Result<(), Error> {
-    table::as_owner(|| {
+    own_tables::as_owner(|| {
         Spi::run_with_args(
             "INSERT INTO colcrypt.key (key_id, kind, state) VALUES ($1, 'ring', 'active')",
             &[DatumWithOid::from(id.to_string())],

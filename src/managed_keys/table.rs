@@ -12,9 +12,10 @@ use colcrypt_core::{KeyId, KeyIdentity, SecretKey, unwrap_key};
 use pgrx::prelude::*;
 
 use crate::backend_local::BackendLocal;
-use crate::compat;
 use crate::error::Error;
 use crate::keyring::{self, ActiveRing};
+use crate::own_tables;
+use crate::rows::{Columns, for_each_row};
 use crate::types::datum::{Call, per_value_function};
 
 /// `kind` of a key.
@@ -199,15 +200,15 @@ pub(super) fn read_rows() -> Result<Vec<Row>, Error> {
     }
     let mut rows = Vec::new();
     for_each_row::<9>(table()?, |columns| {
-        let kind = columns.text(2).and_then(|name| Kind::from_name(&name));
-        let state = columns.text(4).and_then(|name| State::from_name(&name));
-        if let (Some(id), Some(kind), Some(state)) = (columns.key_id(0), kind, state) {
-            let wrapped = columns.key_id(5).zip(columns.get::<Vec<u8>>(6));
+        let kind = text(columns, 2).and_then(|name| Kind::from_name(&name));
+        let state = text(columns, 4).and_then(|name| State::from_name(&name));
+        if let (Some(id), Some(kind), Some(state)) = (key_id(columns, 0), kind, state) {
+            let wrapped = key_id(columns, 5).zip(columns.get::<Vec<u8>>(6));
             rows.push(Row {
                 id,
-                name: columns.text(1).unwrap_or_default(),
+                name: text(columns, 1).unwrap_or_default(),
                 kind,
-                suite: columns.text(3).unwrap_or_default(),
+                suite: text(columns, 3).unwrap_or_default(),
                 state,
                 wrapped: wrapped.map(|(by, key)| Wrapped { by, key }),
                 restricted: columns.get(8).unwrap_or(true),
@@ -223,78 +224,19 @@ pub(super) fn read_rows() -> Result<Vec<Row>, Error> {
 /// [`Error::KeyTable`].
 pub(super) fn read_grants() -> Result<Vec<(String, pg_sys::Oid)>, Error> {
     let mut grants = Vec::new();
-    for_each_row::<2>(lookup(c"key_grant")?, |columns| {
+    for_each_row::<2>(own_tables::oid(c"key_grant")?, |columns| {
         let role = columns.get::<pg_sys::Oid>(1);
-        grants.extend(columns.text(0).zip(role));
+        grants.extend(text(columns, 0).zip(role));
     })?;
     Ok(grants)
 }
 
-/// The columns of one row.
-struct Columns<'a> {
-    values: &'a [pg_sys::Datum],
-    nulls: &'a [bool],
+fn text(columns: &Columns<'_>, number: usize) -> Option<String> {
+    columns.get(number)
 }
 
-impl Columns<'_> {
-    fn get<T: FromDatum>(&self, number: usize) -> Option<T> {
-        // SAFETY: the tables are the extension's own, and their number of columns
-        // was checked; each column is asked for by its type.
-        unsafe { T::from_datum(self.values[number], self.nulls[number]) }
-    }
-
-    fn text(&self, number: usize) -> Option<String> {
-        self.get(number)
-    }
-
-    fn key_id(&self, number: usize) -> Option<KeyId> {
-        self.text(number)?.parse().ok()
-    }
-}
-
-/// Shows each row of a table with `N` columns to `work`, which copies what it
-/// needs.
-fn for_each_row<const N: usize>(
-    table: pg_sys::Oid,
-    mut work: impl FnMut(&Columns<'_>),
-) -> Result<(), Error> {
-    let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
-    // SAFETY: the sequence is that of PostgreSQL's own reads of catalogs
-    // (genam.h).
-    unsafe {
-        let relation = pg_sys::table_open(table, lock);
-        let descriptor = (*relation).rd_att;
-        if (*descriptor).natts as usize != N {
-            pg_sys::table_close(relation, lock);
-            return Err(Error::KeyTable(
-                "it has other columns than this library knows",
-            ));
-        }
-        let scan = pg_sys::systable_beginscan(
-            relation,
-            pg_sys::InvalidOid,
-            false,
-            core::ptr::null_mut(),
-            0,
-            core::ptr::null_mut(),
-        );
-        loop {
-            let tuple = pg_sys::systable_getnext(scan);
-            if tuple.is_null() {
-                break;
-            }
-            let mut values = [pg_sys::Datum::null(); N];
-            let mut nulls = [true; N];
-            pg_sys::heap_deform_tuple(tuple, descriptor, values.as_mut_ptr(), nulls.as_mut_ptr());
-            work(&Columns {
-                values: &values,
-                nulls: &nulls,
-            });
-        }
-        pg_sys::systable_endscan(scan);
-        pg_sys::table_close(relation, lock);
-    }
-    Ok(())
+fn key_id(columns: &Columns<'_>, number: usize) -> Option<KeyId> {
+    text(columns, number)?.parse().ok()
 }
 
 /// The OID of `colcrypt.key`. From here on this backend is told of its changes.
@@ -311,22 +253,8 @@ pub(super) fn table() -> Result<pg_sys::Oid, Error> {
     if known != pg_sys::InvalidOid {
         return Ok(known);
     }
-    let table = lookup(c"key")?;
+    let table = own_tables::oid(c"key")?;
     KNOWN.table.set(table);
-    Ok(table)
-}
-
-fn lookup(name: &core::ffi::CStr) -> Result<pg_sys::Oid, Error> {
-    // SAFETY: catalog look-ups by name.
-    let table = unsafe {
-        match pg_sys::get_namespace_oid(c"colcrypt".as_ptr(), true) {
-            pg_sys::InvalidOid => pg_sys::InvalidOid,
-            schema => pg_sys::get_relname_relid(name.as_ptr(), schema),
-        }
-    };
-    if table == pg_sys::InvalidOid {
-        return Err(Error::KeyTable("it does not exist"));
-    }
     Ok(table)
 }
 
@@ -409,30 +337,6 @@ pub(super) fn cannot_write() -> Option<&'static str> {
 /// How an empty name or suite is stored.
 pub(super) fn null_if_empty(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
-}
-
-/// Runs `work` with the rights of the table's owner: what the extension does in
-/// its own tables does not depend on the caller's. Operators and functions in it
-/// are found by the caller's search path, so each is named with its schema; also
-/// those that hide, as `=` does in `nullif()`, `IN` and `CASE`.
-///
-/// # Errors
-/// [`Error::KeyTable`].
-pub(super) fn as_owner<T>(work: impl FnOnce() -> Result<T, pgrx::spi::Error>) -> Result<T, Error> {
-    let owner = compat::relation_owner(table()?);
-    // SAFETY: if an error is raised in between, the abort of the (sub)transaction
-    // puts the user back.
-    unsafe {
-        let (mut user, mut security) = (pg_sys::InvalidOid, 0);
-        pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut security);
-        pg_sys::SetUserIdAndSecContext(
-            owner,
-            security | (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_NOFORCE_RLS) as i32,
-        );
-        let result = work();
-        pg_sys::SetUserIdAndSecContext(user, security);
-        result.map_err(|_| Error::KeyTable("it could not be written"))
-    }
 }
 
 // The trigger on both tables.

@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 use super::{ring_guard, table};
 use crate::error::Error;
 use crate::keyring;
+use crate::own_tables;
 
 /// Whether there is a key to wrap under.
 ///
@@ -32,7 +33,7 @@ pub(super) fn insert(
     let ring = keyring::current();
     let wrapping = ring.wrapping_key()?;
     let wrapped = wrap_key(wrapping, identity, key)?;
-    table::as_owner(|| {
+    own_tables::as_owner(|| {
         Spi::run_with_args(
             "INSERT INTO colcrypt.key
                  (key_id, name, kind, suite, state, wrapped_by, wrapped, restricted)
@@ -66,7 +67,7 @@ fn colcrypt_rewrap_keys() -> Result<i64, ErrorReport> {
     for row in table::read_rows()?.iter().filter(|row| is_stale(row)) {
         let key = row.unwrap()?;
         let wrapped = wrap_key(wrapping, &row.identity(), &key).map_err(Error::from)?;
-        table::as_owner(|| {
+        own_tables::as_owner(|| {
             Spi::run_with_args(
                 "UPDATE colcrypt.key SET wrapped_by = $3, wrapped = $4
                  WHERE kind OPERATOR(pg_catalog.=) $1 AND key_id OPERATOR(pg_catalog.=) $2",

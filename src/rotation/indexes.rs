@@ -5,14 +5,12 @@ use core::ffi::CStr;
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
-use super::target::Table;
-
 /// Says which btree indexes still need the old key. A btree copies values from
 /// its leaves into the pages above, and keeps entries of old row versions until
 /// VACUUM: a lookup that meets one has to open it. Nothing in this transaction
 /// could change that, for others still see the old rows.
-pub(super) fn tell_of_btrees(table: Table) {
-    for index in btrees(table) {
+pub(super) fn tell_of_btrees(table: pg_sys::Oid, attribute: i16) {
+    for index in btrees(table, attribute) {
         let notice = ErrorReport::new(
             PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
             format!("index {index} still holds values under other keys"),
@@ -27,12 +25,12 @@ pub(super) fn tell_of_btrees(table: Table) {
 }
 
 /// The quoted names of the btree indexes that hold the column.
-fn btrees(table: Table) -> Vec<String> {
+fn btrees(table: pg_sys::Oid, attribute: i16) -> Vec<String> {
     let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
     let mut names = Vec::new();
     // SAFETY: the table is locked; its indexes are opened and closed one by one.
     unsafe {
-        let relation = pg_sys::table_open(table.oid, pg_sys::NoLock as pg_sys::LOCKMODE);
+        let relation = pg_sys::table_open(table, pg_sys::NoLock as pg_sys::LOCKMODE);
         let list = pg_sys::RelationGetIndexList(relation);
         let count = if list.is_null() { 0 } else { (*list).length };
         for number in 0..count {
@@ -42,7 +40,7 @@ fn btrees(table: Table) -> Vec<String> {
                 .values
                 .as_slice(usize::try_from((*(*index).rd_index).indnatts).unwrap_or_default());
             let is_btree = (*(*index).rd_rel).relam == pg_sys::BTREE_AM_OID;
-            if is_btree && columns.contains(&table.attribute) {
+            if is_btree && columns.contains(&attribute) {
                 let class = (*index).rd_rel;
                 let name = pg_sys::quote_qualified_identifier(
                     pg_sys::get_namespace_name((*class).relnamespace),

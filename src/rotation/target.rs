@@ -11,12 +11,15 @@ use crate::relations::{
 };
 use crate::{audit, compat};
 
-/// Locked tables with the column in each.
-pub(super) struct Target {
-    tables: Vec<Table>,
+/// A relation and a column of it, judged and locked.
+pub(super) struct Target<'a> {
+    relation: pg_sys::Oid,
+    column: &'a CStr,
+    /// What the values are.
+    payload: Payload,
 }
 
-/// One table that has storage.
+/// One table that has storage, locked.
 #[derive(Clone, Copy)]
 pub(super) struct Table {
     pub(super) oid: pg_sys::Oid,
@@ -27,18 +30,39 @@ pub(super) struct Table {
     pub(super) modifier: i32,
 }
 
-impl Target {
-    /// The table `relation`, its partitions and what inherits from it, each with
-    /// the number of the column. Locks them as an UPDATE does.
+/// As an UPDATE locks a table.
+const LOCK: pg_sys::LOCKMODE = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
+
+impl<'a> Target<'a> {
+    /// Locks the relation as an UPDATE does.
     ///
     /// # Errors
     /// The caller must own the table; it must be an ordinary or partitioned
     /// table, the column must be there and of an encrypted type, or a domain over
     /// one.
-    pub(super) fn resolve(relation: pg_sys::Oid, column: &CStr) -> Result<Self, Error> {
-        let lock = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
+    pub(super) fn resolve(relation: pg_sys::Oid, column: &'a CStr) -> Result<Self, Error> {
         // SAFETY: locking an OID that is no relation does no harm.
-        unsafe { pg_sys::LockRelationOid(relation, lock) };
+        unsafe { pg_sys::LockRelationOid(relation, LOCK) };
+        Self::judge(relation, column)
+    }
+
+    /// As [`Self::resolve`]; None if somebody else has it locked.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub(super) fn try_resolve(
+        relation: pg_sys::Oid,
+        column: &'a CStr,
+    ) -> Result<Option<Self>, Error> {
+        // SAFETY: as above.
+        if unsafe { pg_sys::ConditionalLockRelationOid(relation, LOCK) } {
+            Self::judge(relation, column).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    fn judge(relation: pg_sys::Oid, column: &'a CStr) -> Result<Self, Error> {
         let name = relation_name(relation).ok_or(Error::NoRelation(relation.to_u32()))?;
         let owned = compat::owns_relation(relation);
         check_kind(relation, &name)?;
@@ -54,21 +78,23 @@ impl Target {
             let column = column.to_string_lossy().into_owned();
             return Err(Error::GeneratedColumn { column });
         }
+        Ok(Self {
+            relation,
+            column,
+            payload,
+        })
+    }
+
+    /// The table, its partitions and what inherits from it; locks them as an UPDATE
+    /// does.
+    ///
+    /// # Errors
+    /// [`Error::NoColumn`].
+    pub(super) fn tables(&self) -> Result<Vec<Table>, Error> {
         let mut tables = Vec::new();
-        for oid in compat::find_all_inheritors(relation, lock) {
+        for oid in compat::find_all_inheritors(self.relation, LOCK) {
             match relation_kind(oid) {
-                pg_sys::RELKIND_RELATION => {
-                    let name = relation_name(oid).unwrap_or_default();
-                    // A child has the column under the same name, perhaps at
-                    // another place.
-                    let attribute = find_column(oid, column, &name)?;
-                    tables.push(Table {
-                        oid,
-                        attribute,
-                        payload,
-                        modifier: find_modifier(oid, attribute),
-                    });
-                }
+                pg_sys::RELKIND_RELATION => tables.push(self.table(oid)?),
                 pg_sys::RELKIND_FOREIGN_TABLE => pgrx::notice!(
                     "skipping foreign table \"{}\": its server rotates it",
                     relation_name(oid).unwrap_or_default()
@@ -76,12 +102,57 @@ impl Target {
                 _ => {}
             }
         }
-        Ok(Self { tables })
+        Ok(tables)
     }
 
-    pub(super) fn tables(&self) -> impl Iterator<Item = Table> {
-        self.tables.iter().copied()
+    /// The same tables in the order of their OIDs, without locks.
+    pub(super) fn parts(&self) -> Vec<pg_sys::Oid> {
+        let all = compat::find_all_inheritors(self.relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+        let mut parts: Vec<_> = all
+            .into_iter()
+            .filter(|oid| relation_kind(*oid) == pg_sys::RELKIND_RELATION)
+            .collect();
+        parts.sort_unstable_by_key(|part| part.to_u32());
+        parts
     }
+
+    /// One of them, locked as an UPDATE does; None if somebody else has it locked, or it
+    /// is gone.
+    ///
+    /// # Errors
+    /// [`Error::NoColumn`].
+    pub(super) fn try_table(&self, oid: pg_sys::Oid) -> Result<Option<Table>, Error> {
+        // SAFETY: locking an OID that is no relation does no harm.
+        let locked = unsafe { pg_sys::ConditionalLockRelationOid(oid, LOCK) };
+        if locked && relation_kind(oid) == pg_sys::RELKIND_RELATION {
+            self.table(oid).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    fn table(&self, oid: pg_sys::Oid) -> Result<Table, Error> {
+        let name = relation_name(oid).unwrap_or_default();
+        // A child has the column under the same name, perhaps at another place.
+        let attribute = find_column(oid, self.column, &name)?;
+        Ok(Table {
+            oid,
+            attribute,
+            payload: self.payload,
+            modifier: find_modifier(oid, attribute),
+        })
+    }
+
+    /// Whether it is a temporary table.
+    pub(super) fn is_temporary(&self) -> bool {
+        is_temporary(self.relation)
+    }
+}
+
+/// Whether a relation is a temporary table.
+pub(super) fn is_temporary(relation: pg_sys::Oid) -> bool {
+    // SAFETY: a catalog look-up.
+    unsafe { pg_sys::get_rel_persistence(relation) == pg_sys::RELPERSISTENCE_TEMP as c_char }
 }
 
 fn check_kind(oid: pg_sys::Oid, name: &str) -> Result<(), Error> {

@@ -8,14 +8,13 @@ use core::ffi::c_void;
 use pgrx::prelude::*;
 
 use crate::error::Error;
-use crate::gucs::{self, Access};
 use crate::relations::{EncryptedTypes, encrypted_types, find_modifier, holds_encrypted, members};
 use crate::tally::{self, Operation};
 use crate::{access, compat, managed_keys};
 
 /// Whether there may be anything to refuse. Must not fail, so it reads no table.
 pub(crate) fn is_watched() -> bool {
-    gucs::access() != Access::Full || managed_keys::may_have_grants()
+    !access::is_plainly_full() || managed_keys::may_have_grants()
 }
 
 #[pg_guard]

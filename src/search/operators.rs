@@ -161,7 +161,8 @@ fn purpose_of_order(call: &Call<'_>) -> Purpose {
     // is called by `_bt_compare()` only, which has it in a scan key.
     let in_index =
         call.has_index_options() && unsafe { call.scan_key() }.sk_subtype == pg_sys::InvalidOid;
-    upkeep_if((in_index && !is_own_index(call)) || is_for_partition(call))
+    let for_others = || access::maintains_for_another() || !is_own_index(call);
+    upkeep_if((in_index && for_others()) || is_for_partition(call))
 }
 
 /// Support functions of the hash families: an index hashes what it stores, and
@@ -171,7 +172,7 @@ fn purpose_of_hash(call: &Call<'_>) -> Purpose {
         return Purpose::Free;
     }
     let in_index =
-        call.has_index_options() && (!has_own_name(call) || crate::hooks::builds_for_another());
+        call.has_index_options() && (!has_own_name(call) || access::maintains_for_another());
     upkeep_if(in_index || is_for_partition(call))
 }
 
@@ -181,7 +182,8 @@ fn purpose_of_operator(call: &Call<'_>) -> Purpose {
     if access::compares_everything() {
         return Purpose::Free;
     }
-    upkeep_if(call.is_for_constraint() && !is_own_index(call))
+    let for_others = || access::maintains_for_another() || !is_own_index(call);
+    upkeep_if(call.is_for_constraint() && for_others())
 }
 
 /// Whether the function finds the partition of a row, in a table that is not the

@@ -5,13 +5,14 @@
 use pgrx::prelude::*;
 
 use super::{Purpose, Side, compare};
+use crate::access;
 use crate::compat;
 use crate::error::Error;
 use crate::types::datum::{Call, Detoasted};
 
 /// A sort is a query's, or builds an index.
 fn purpose() -> Purpose {
-    if crate::hooks::builds_for_another() {
+    if access::maintains_for_another() {
         Purpose::Free
     } else {
         Purpose::Query

@@ -7,9 +7,9 @@ use core::cmp::Ordering;
 use colcrypt_core::{Payload, TagMemory};
 
 use super::with_opened;
+use crate::access;
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
-use crate::gucs::{self, Access};
 use crate::managed_keys::{self, Basis};
 
 /// One for each encrypted type, because a Fernet token may be a value of any. With what
@@ -79,7 +79,7 @@ pub(super) fn known_order(
     sought_is_plain: bool,
     sought: &[u8],
 ) -> Option<Ordering> {
-    if gucs::access() != Access::Full {
+    if !access::is_plainly_full() {
         return None;
     }
     let mut memory = MEMORIES[payload.index()].try_borrow_mut().ok()?;

@@ -5,151 +5,61 @@
 //! Whatever is open when an error is raised is closed by the abort of the
 //! transaction.
 
-use std::time::{Duration, Instant};
-
-use colcrypt_core::{KeyId, Stored, Suite};
+use colcrypt_core::Stored;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::prelude::*;
 use zeroize::Zeroizing;
 
+use super::fresh::Fresh;
 use super::target::Table;
+use super::waiting;
+use crate::compat;
 use crate::error::Error;
 use crate::relations::relation_name;
 use crate::sealing::{self, Sealer};
 use crate::types::datum::{Varlena, VarlenaBuf, first_bytes};
-use crate::{compat, keyring};
 
-/// How often a long rotation says how far it is.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
-
-/// A rotation under way, and how much was done.
-pub(super) struct Rotation {
-    batch_size: i64,
-    max_rows: Option<i64>,
-    rows: i64,
-    reported: Instant,
-}
+/// An UPDATE of no column of a key that others refer to.
+const LOCK_MODE: pg_sys::LockTupleMode::Type = pg_sys::LockTupleMode::LockTupleNoKeyExclusive;
 
 /// What became of one row.
-enum Outcome {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
     /// It has a new value.
     Rotated,
     /// Nothing to do: fresh by now, NULL, or deleted.
     Skipped,
+    /// Somebody else has it locked.
+    Locked,
 }
 
-impl Rotation {
-    /// # Errors
-    /// [`Error::NoKeyRing`].
-    pub(super) fn new(batch_size: i64, max_rows: Option<i64>) -> Result<Self, Error> {
-        keyring::current().primary()?;
-        Ok(Self {
-            batch_size,
-            max_rows,
-            rows: 0,
-            reported: Instant::now(),
-        })
-    }
-
-    pub(super) fn rows(&self) -> i64 {
-        self.rows
-    }
-
-    /// Whether as many rows were done as were asked for.
-    pub(super) fn is_done(&self) -> bool {
-        self.max_rows.is_some_and(|most| self.rows >= most)
-    }
-
-    /// Rotates one table, which is locked.
-    ///
-    /// # Errors
-    /// What reading or sealing a value gives; then nothing stays changed.
-    pub(super) fn rotate_table(&mut self, table: Table) -> Result<(), Error> {
-        // SAFETY: in a transaction, with the table locked.
-        unsafe {
-            let mut walk = Walk::begin(table);
-            let mut fresh = Fresh::new(table.modifier);
-            let mut plaintext = Zeroizing::new(Vec::new());
-            while !self.is_done() && walk.next_row() {
-                if let Outcome::Rotated = walk.rotate_row(&mut fresh, &mut plaintext)? {
-                    self.rows += 1;
-                    if self.rows % self.batch_size == 0 {
-                        self.report(&walk);
-                    }
-                }
-            }
-            walk.end();
-        }
-        Ok(())
-    }
-
-    fn report(&mut self, walk: &Walk) {
-        if self.reported.elapsed() >= PROGRESS_INTERVAL {
-            self.reported = Instant::now();
-            pgrx::notice!(
-                "rotated {} rows so far, at block {} of \"{}\"",
-                self.rows,
-                walk.block(),
-                relation_name(walk.table.oid).unwrap_or_default()
-            );
-        }
-    }
+/// What to do about a row that somebody else has locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Wait until it is free.
+    Endless,
+    /// Wait so many milliseconds at most. Not while other rows are locked here: then
+    /// whom it waits for could wait for them.
+    Milliseconds(i32),
+    /// Leave it.
+    None,
 }
 
-/// A key, with the header of what is sealed under it.
-type Target = (Sealer, (Suite, KeyId));
-
-/// What the values of a column are to be sealed under.
-struct Fresh {
-    modifier: i32,
-    /// The last key that was asked for.
-    last: Option<(KeyId, Option<Target>)>,
-    /// Destroyed keys that were told of.
-    destroyed: Vec<KeyId>,
-}
-
-impl Fresh {
-    fn new(modifier: i32) -> Self {
-        Self {
-            modifier,
-            last: None,
-            destroyed: Vec::new(),
-        }
-    }
-
-    /// What a value with this header is to be sealed under, if not as it is.
-    ///
-    /// # Errors
-    /// As [`Sealer::of_stored_value`].
-    fn sealer_if_stale(&mut self, header: (Suite, KeyId)) -> Result<Option<&Sealer>, Error> {
-        let (_, id) = header;
-        if self.last.as_ref().is_none_or(|(known, _)| *known != id) {
-            let sealer = Sealer::of_stored_value(id, self.modifier)?;
-            let fresh = match sealer {
-                Some(sealer) => {
-                    let fresh = sealer.header()?;
-                    Some((sealer, fresh))
-                }
-                None => {
-                    if !self.destroyed.contains(&id) {
-                        pgrx::notice!(
-                            "values under destroyed encryption key {id} stay as they are"
-                        );
-                        self.destroyed.push(id);
-                    }
-                    None
-                }
-            };
-            self.last = Some((id, fresh));
-        }
-        let last = self.last.as_ref().and_then(|(_, last)| last.as_ref());
-        Ok(last.and_then(|(sealer, fresh)| (*fresh != header).then_some(sealer)))
-    }
+/// How a table is walked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Manner {
+    /// The blocks, from the first to before the second; None is the whole table.
+    pub(super) blocks: Option<(u32, u32)>,
+    /// Whether each new value is opened before it replaces the old one.
+    pub(super) verifies: bool,
+    /// Whether the table's own triggers fire.
+    pub(super) fires_triggers: bool,
 }
 
 /// A table with all that updating it needs.
-struct Walk {
+pub(super) struct Walk {
     table: Table,
+    manner: Manner,
     relation: pg_sys::Relation,
     methods: *const pg_sys::TableAmRoutine,
     executor: *mut pg_sys::EState,
@@ -171,7 +81,11 @@ struct Walk {
 impl Walk {
     /// # Safety
     /// In a transaction that may write, with the table locked.
-    unsafe fn begin(table: Table) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Rotation`] if only a part is to be walked and the table's access method
+    /// cannot do that.
+    pub(super) unsafe fn begin(table: Table, manner: Manner) -> Result<Self, Error> {
         // SAFETY: the sequence is that of PostgreSQL's own apply worker
         // (worker.c, create_edata_for_relation) and table scans (tableam.h).
         unsafe {
@@ -197,17 +111,24 @@ impl Walk {
             let result: *mut pg_sys::ResultRelInfo =
                 pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast();
             (*result).type_ = pg_sys::NodeTag::T_ResultRelInfo;
-            // No range table: the index code then takes all columns for
-            // unchanged, which they are to everyone who cannot see ciphertext.
-            pg_sys::InitResultRelInfo(result, relation, 0, core::ptr::null_mut(), 0);
-            keep_only_recheck_triggers((*result).ri_TrigDesc);
+            if manner.fires_triggers {
+                // Triggers may be for updates of this column only.
+                compat::set_updated_column(executor, relation, table.attribute);
+                pg_sys::InitResultRelInfo(result, relation, 1, core::ptr::null_mut(), 0);
+            } else {
+                // No range table: the index code then takes all columns for
+                // unchanged, which they are to everyone who cannot see ciphertext.
+                pg_sys::InitResultRelInfo(result, relation, 0, core::ptr::null_mut(), 0);
+            }
+            keep_triggers((*result).ri_TrigDesc, manner.fires_triggers);
             pg_sys::ExecOpenIndices(result, false);
             pg_sys::AfterTriggerBeginQuery();
 
             let methods = (*relation).rd_tableam;
-            let flags = pg_sys::ScanOptions::SO_TYPE_SEQSCAN
-                | pg_sys::ScanOptions::SO_ALLOW_STRAT
-                | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
+            let flags = match manner.blocks {
+                None => pg_sys::ScanOptions::SO_TYPE_SEQSCAN | pg_sys::ScanOptions::SO_ALLOW_STRAT,
+                Some(_) => pg_sys::ScanOptions::SO_TYPE_TIDRANGESCAN,
+            } | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
             let scan_begin = (*methods).scan_begin.expect("every table method scans");
             let scan = pg_guard_ffi_boundary(|| {
                 scan_begin(
@@ -219,6 +140,17 @@ impl Walk {
                     flags,
                 )
             });
+            if let Some((first, end)) = manner.blocks {
+                let Some(set_range) = (*methods).scan_set_tidrange else {
+                    return Err(Error::Rotation {
+                        relation: relation_name(table.oid).unwrap_or_default(),
+                        why: "its access method cannot walk a part of it",
+                    });
+                };
+                let mut least = place(first, 0);
+                let mut most = place(end.saturating_sub(1), u16::MAX);
+                pg_guard_ffi_boundary(|| set_range(scan, &raw mut least, &raw mut most));
+            }
             let row_memory = pg_sys::AllocSetContextCreateExtended(
                 pg_sys::CurrentMemoryContext,
                 c"colcrypt rotation of a row".as_ptr(),
@@ -226,8 +158,9 @@ impl Walk {
                 pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
                 pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
             );
-            Self {
+            Ok(Self {
                 table,
+                manner,
                 relation,
                 methods,
                 executor,
@@ -241,18 +174,23 @@ impl Walk {
                 caller_memory: pg_sys::CurrentMemoryContext,
                 caller,
                 caller_security,
-            }
+            })
         }
     }
 
     /// Goes to the next row; false at the end of the table.
-    unsafe fn next_row(&mut self) -> bool {
+    ///
+    /// # Safety
+    /// As `begin`.
+    pub(super) unsafe fn next_row(&mut self) -> bool {
         pgrx::check_for_interrupts!();
         // SAFETY: the scan is open, and `old` is a slot for the table's rows.
         unsafe {
-            let next = (*self.methods)
-                .scan_getnextslot
-                .expect("every table method scans");
+            let next = match self.manner.blocks {
+                None => (*self.methods).scan_getnextslot,
+                Some(_) => (*self.methods).scan_getnextslot_tidrange,
+            };
+            let next = next.expect("the scan could be begun");
             pg_guard_ffi_boundary(|| {
                 next(
                     self.scan,
@@ -264,23 +202,30 @@ impl Walk {
     }
 
     /// The block of the row under way.
-    fn block(&self) -> u32 {
+    pub(super) fn block(&self) -> u32 {
         // SAFETY: the slot lives as long as `self`.
         let id = unsafe { (*self.old).tts_tid.ip_blkid };
         u32::from(id.bi_hi) << 16 | u32::from(id.bi_lo)
     }
 
-    /// Gives the row a new value if it is stale.
-    unsafe fn rotate_row(
+    /// Gives the row a new value if it is stale. `rooms` are for plaintexts.
+    ///
+    /// # Safety
+    /// As `begin`; after `next_row` has found a row.
+    ///
+    /// # Errors
+    /// What reading or sealing a value gives; [`Error::Serialization`].
+    pub(super) unsafe fn rotate_row(
         &mut self,
         fresh: &mut Fresh,
-        plaintext: &mut Zeroizing<Vec<u8>>,
+        patience: Patience,
+        rooms: &mut [Zeroizing<Vec<u8>>; 2],
     ) -> Result<Outcome, Error> {
         // SAFETY: `row_memory` is live; it is left before the next row resets it.
         unsafe {
             pg_sys::MemoryContextReset(self.row_memory);
             pg_sys::CurrentMemoryContext = self.row_memory;
-            let outcome = self.update_row(fresh, plaintext);
+            let outcome = self.update_row(fresh, patience, rooms);
             pg_sys::CurrentMemoryContext = self.caller_memory;
             outcome
         }
@@ -291,32 +236,51 @@ impl Walk {
     unsafe fn update_row(
         &mut self,
         fresh: &mut Fresh,
-        plaintext: &mut Zeroizing<Vec<u8>>,
+        patience: Patience,
+        rooms: &mut [Zeroizing<Vec<u8>>; 2],
     ) -> Result<Outcome, Error> {
         use pg_sys::TM_Result as Result;
+        let mut waits = patience == Patience::Endless;
+        let mut locked = false;
         // SAFETY: relation, slots and snapshot are live; the arguments are those
-        // that table_tuple_update() and table_tuple_lock() document.
+        // that table_tuple_update() documents.
         unsafe {
             let update = (*self.methods)
                 .tuple_update
                 .expect("every table method updates");
-            let lock = (*self.methods)
-                .tuple_lock
-                .expect("every table method locks");
             loop {
                 let Some((value, sealer)) = self.stale_value(fresh)? else {
                     return Ok(Outcome::Skipped);
                 };
-                self.fill_new_row(sealing::reseal(
-                    self.table.payload,
-                    &value,
-                    sealer,
-                    plaintext,
-                )?);
-                self.compute_generated_columns();
+                if self.manner.fires_triggers && !locked {
+                    // Triggers see the row that will be updated.
+                    let (row, mode) = ((*self.old).tts_tid, LOCK_MODE);
+                    match self.lock_row(row, mode, patience)? {
+                        Result::TM_Ok => {}
+                        Result::TM_Deleted if !sees_one_snapshot() => {
+                            return Ok(Outcome::Skipped);
+                        }
+                        Result::TM_WouldBlock => return Ok(Outcome::Locked),
+                        _ if patience != Patience::Endless => return Ok(Outcome::Locked),
+                        _ => return Err(Error::Serialization),
+                    }
+                    (locked, waits) = (true, true);
+                    continue;
+                }
+                let payload = self.table.payload;
+                let resealed = if self.manner.verifies {
+                    sealing::reseal_verified(payload, &value, sealer, rooms)?
+                } else {
+                    sealing::reseal(payload, &value, sealer, &mut rooms[0])?
+                };
+                self.fill_new_row(resealed);
                 let mut row = (*self.old).tts_tid;
                 let mut failure = pg_sys::TM_FailureData::default();
-                let mut lock_mode = pg_sys::LockTupleMode::LockTupleNoKeyExclusive;
+                if self.manner.fires_triggers && !self.fire_before(row, &mut failure) {
+                    return Err(self.failed("a trigger does not let it be updated"));
+                }
+                self.compute_generated_columns();
+                let mut lock_mode = LOCK_MODE;
                 let mut update_indexes = false;
                 let updated = pg_guard_ffi_boundary(|| {
                     update(
@@ -326,7 +290,7 @@ impl Walk {
                         self.command,
                         self.snapshot,
                         core::ptr::null_mut(),
-                        true,
+                        waits,
                         &raw mut failure,
                         &raw mut lock_mode,
                         &raw mut update_indexes,
@@ -334,38 +298,89 @@ impl Walk {
                 });
                 match updated {
                     Result::TM_Ok => {
-                        if update_indexes {
-                            self.insert_index_entries(row);
-                        }
+                        self.after_update((*self.old).tts_tid, update_indexes);
                         return Ok(Outcome::Rotated);
                     }
                     Result::TM_Updated | Result::TM_Deleted if sees_one_snapshot() => {
-                        return Err(Error::Serialization);
+                        return match patience {
+                            Patience::Endless => Err(Error::Serialization),
+                            // The next transaction sees it.
+                            _ => Ok(Outcome::Locked),
+                        };
                     }
                     Result::TM_Deleted => return Ok(Outcome::Skipped),
-                    Result::TM_Updated => {
-                        let locked = pg_guard_ffi_boundary(|| {
-                            lock(
-                                self.relation,
-                                &raw mut row,
-                                self.snapshot,
-                                self.old,
-                                self.command,
-                                lock_mode,
-                                pg_sys::LockWaitPolicy::LockWaitBlock,
-                                pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION as u8,
-                                &raw mut failure,
-                            )
-                        });
-                        match locked {
+                    Result::TM_Updated | Result::TM_BeingModified => {
+                        match self.lock_row(row, lock_mode, patience)? {
                             Result::TM_Ok => {}
                             Result::TM_Deleted => return Ok(Outcome::Skipped),
+                            Result::TM_WouldBlock => return Ok(Outcome::Locked),
+                            Result::TM_Updated if sees_one_snapshot() => {
+                                return Ok(Outcome::Locked);
+                            }
                             _ => return Err(self.failed("it was changed meanwhile")),
                         }
+                        // For those only who have it locked in a way that lets us in.
+                        waits = true;
                     }
                     _ => return Err(self.failed("the same statement changed it")),
                 }
             }
+        }
+    }
+
+    /// Locks the latest version of a row, and fills `old` with it.
+    unsafe fn lock_row(
+        &mut self,
+        row: pg_sys::ItemPointerData,
+        mode: pg_sys::LockTupleMode::Type,
+        patience: Patience,
+    ) -> Result<pg_sys::TM_Result::Type, Error> {
+        use pg_sys::LockWaitPolicy::{LockWaitBlock, LockWaitSkip};
+        use pg_sys::TM_Result::TM_WouldBlock;
+        // SAFETY: as the caller of `begin` promises.
+        unsafe {
+            match patience {
+                Patience::Endless => Ok(self.try_lock_row(row, mode, LockWaitBlock)),
+                Patience::None => Ok(self.try_lock_row(row, mode, LockWaitSkip)),
+                Patience::Milliseconds(most) => {
+                    let locked = self.try_lock_row(row, mode, LockWaitSkip);
+                    if locked != TM_WouldBlock {
+                        return Ok(locked);
+                    }
+                    let locked =
+                        waiting::at_most(most, || self.try_lock_row(row, mode, LockWaitBlock));
+                    Ok(locked.unwrap_or(TM_WouldBlock))
+                }
+            }
+        }
+    }
+
+    /// The arguments are those that table_tuple_lock() documents.
+    unsafe fn try_lock_row(
+        &self,
+        mut row: pg_sys::ItemPointerData,
+        mode: pg_sys::LockTupleMode::Type,
+        policy: pg_sys::LockWaitPolicy::Type,
+    ) -> pg_sys::TM_Result::Type {
+        let mut failure = pg_sys::TM_FailureData::default();
+        // SAFETY: relation, slot and snapshot are live.
+        unsafe {
+            let lock = (*self.methods)
+                .tuple_lock
+                .expect("every table method locks");
+            pg_guard_ffi_boundary(|| {
+                lock(
+                    self.relation,
+                    &raw mut row,
+                    self.snapshot,
+                    self.old,
+                    self.command,
+                    mode,
+                    policy,
+                    pg_sys::TUPLE_LOCK_FLAG_FIND_LAST_VERSION as u8,
+                    &raw mut failure,
+                )
+            })
         }
     }
 
@@ -430,22 +445,49 @@ impl Walk {
         }
     }
 
-    /// Enters the new row version in the indexes, when it is not a HOT update.
-    unsafe fn insert_index_entries(&mut self, mut old_row: pg_sys::ItemPointerData) {
+    /// Fires the triggers that come before; whether the row is to be updated.
+    unsafe fn fire_before(
+        &mut self,
+        mut row: pg_sys::ItemPointerData,
+        failure: &mut pg_sys::TM_FailureData,
+    ) -> bool {
+        // SAFETY: the row is locked, so that there is no need of an EPQState.
+        unsafe {
+            let triggers = (*self.result).ri_TrigDesc.as_ref();
+            triggers.is_none_or(|triggers| !triggers.trig_update_before_row)
+                || pg_sys::ExecBRUpdateTriggers(
+                    self.executor,
+                    core::ptr::null_mut(),
+                    self.result,
+                    &raw mut row,
+                    core::ptr::null_mut(),
+                    self.new,
+                    failure,
+                )
+        }
+    }
+
+    /// Enters the new row version in the indexes, unless it is a HOT update, and sees to
+    /// the triggers that come after.
+    unsafe fn after_update(&mut self, mut old_row: pg_sys::ItemPointerData, update_indexes: bool) {
         // SAFETY: `new` was just stored, so it has its place; arguments as in
         // ExecUpdateEpilogue() of nodeModifyTable.c.
         unsafe {
-            let recheck = pg_sys::ExecInsertIndexTuples(
-                self.result,
-                self.new,
-                self.executor,
-                true,
-                false,
-                core::ptr::null_mut(),
-                core::ptr::null_mut(),
-            );
-            if !recheck.is_null() {
-                // A deferred unique constraint looks at the new version later.
+            let recheck = if update_indexes {
+                pg_sys::ExecInsertIndexTuples(
+                    self.result,
+                    self.new,
+                    self.executor,
+                    true,
+                    false,
+                    core::ptr::null_mut(),
+                    core::ptr::null_mut(),
+                )
+            } else {
+                core::ptr::null_mut()
+            };
+            // A deferred unique constraint looks at the new version later.
+            if !recheck.is_null() || self.manner.fires_triggers {
                 pg_sys::ExecARUpdateTriggers(
                     self.executor,
                     self.result,
@@ -466,15 +508,18 @@ impl Walk {
     }
 
     /// Closes everything; what was done is visible to the next command.
-    unsafe fn end(self) {
+    ///
+    /// # Safety
+    /// As `begin`.
+    pub(super) unsafe fn end(self) {
         // SAFETY: undoes `begin` in the reverse order.
         unsafe {
             let scan_end = (*self.methods).scan_end.expect("every table method scans");
             pg_guard_ffi_boundary(|| scan_end(self.scan));
             pg_sys::ExecDropSingleTupleTableSlot(self.old);
             pg_sys::ExecDropSingleTupleTableSlot(self.new);
-            pg_sys::SetUserIdAndSecContext(self.caller, self.caller_security);
             pg_sys::AfterTriggerEndQuery(self.executor);
+            pg_sys::SetUserIdAndSecContext(self.caller, self.caller_security);
             pg_sys::ExecCloseIndices(self.result);
             pg_sys::FreeExecutorState(self.executor);
             pg_sys::PopActiveSnapshot();
@@ -482,6 +527,16 @@ impl Walk {
             pg_sys::table_close(self.relation, pg_sys::NoLock as pg_sys::LOCKMODE);
             pg_sys::CommandCounterIncrement();
         }
+    }
+}
+
+fn place(block: u32, offset: u16) -> pg_sys::ItemPointerData {
+    pg_sys::ItemPointerData {
+        ip_blkid: pg_sys::BlockIdData {
+            bi_hi: (block >> 16) as u16,
+            bi_lo: block as u16,
+        },
+        ip_posid: offset,
     }
 }
 
@@ -493,12 +548,12 @@ fn sees_one_snapshot() -> bool {
 }
 
 /// Leaves of a table's triggers those that check a deferred unique or exclusion
-/// constraint again. Nothing that a user or a foreign key would notice happens in
-/// a rotation.
+/// constraint again, and those that users made if they are to fire. Foreign keys notice
+/// nothing of a rotation.
 ///
 /// # Safety
 /// `triggers` is null or this backend's own copy, as in a ResultRelInfo.
-unsafe fn keep_only_recheck_triggers(triggers: *mut pg_sys::TriggerDesc) {
+unsafe fn keep_triggers(triggers: *mut pg_sys::TriggerDesc, users: bool) {
     // SAFETY: `numtriggers` members are there; the order is kept.
     unsafe {
         let Some(triggers) = triggers.as_mut() else {
@@ -510,7 +565,8 @@ unsafe fn keep_only_recheck_triggers(triggers: *mut pg_sys::TriggerDesc) {
         );
         let mut kept = 0;
         for n in 0..all.len() {
-            if all[n].tgfoid.to_u32() == pg_sys::F_UNIQUE_KEY_RECHECK {
+            let rechecks = all[n].tgfoid.to_u32() == pg_sys::F_UNIQUE_KEY_RECHECK;
+            if rechecks || (users && !all[n].tgisinternal) {
                 all[kept] = all[n];
                 kept += 1;
             }
