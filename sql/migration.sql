@@ -179,7 +179,8 @@ $$;
 COMMENT ON FUNCTION colcrypt.begin_migration(regclass, name) IS
     'locks and judges a column that encrypt_column() or decrypt_column() was asked for';
 
-CREATE FUNCTION colcrypt.refuse_obstacles(relation regclass, column_name name) RETURNS void
+CREATE FUNCTION colcrypt.refuse_obstacles(relation regclass, column_name name, online boolean DEFAULT false)
+    RETURNS void
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
@@ -187,7 +188,12 @@ DECLARE
     obstacles text;
 BEGIN
     SELECT string_agg(format('%s: %s.', o.object, o.why), E'\n') INTO obstacles
-    FROM colcrypt.migration_obstacles(relation, column_name) AS o;
+    FROM (
+        SELECT * FROM colcrypt.migration_obstacles(relation, column_name)
+        UNION
+        SELECT * FROM colcrypt.online_obstacles(relation, column_name) WHERE online
+        ORDER BY 1, 2
+    ) AS o;
     IF obstacles IS NOT NULL THEN
         RAISE 'other objects depend on column "%" of relation "%"', column_name, relation
             USING ERRCODE = 'dependent_objects_still_exist',
@@ -196,25 +202,27 @@ BEGIN
     END IF;
 END
 $$;
-COMMENT ON FUNCTION colcrypt.refuse_obstacles(regclass, name) IS
+COMMENT ON FUNCTION colcrypt.refuse_obstacles(regclass, name, boolean) IS
     'the error of encrypt_column() and decrypt_column() that lists what is in the way';
 
-CREATE FUNCTION encrypt_column(relation regclass, column_name name, key name DEFAULT NULL)
-    RETURNS bigint
+-- What a column of plaintext becomes.
+CREATE FUNCTION colcrypt.encrypted_form(
+    relation regclass,
+    column_name name,
+    type regtype,
+    key name,
+    OUT plain text,
+    OUT target text,
+    OUT modifier integer
+)
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
-DECLARE
-    type regtype := colcrypt.begin_migration(relation, column_name);
-    plain text := CASE WHEN type IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) THEN 'text'
-                       WHEN type = 'bytea'::regtype THEN 'bytea'
-                       WHEN type IN ('json'::regtype, 'jsonb'::regtype) THEN 'jsonb' END;
-    target text;
-    modifier integer := -1;
-    sealed text;
-    index regclass;
-    count record;
 BEGIN
+    plain := CASE WHEN type IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) THEN 'text'
+                  WHEN type = 'bytea'::regtype THEN 'bytea'
+                  WHEN type IN ('json'::regtype, 'jsonb'::regtype) THEN 'jsonb' END;
+    modifier := -1;
     IF plain IS NULL THEN
         RAISE 'column "%" of relation "%" is of type %', column_name, relation, type
             USING ERRCODE = 'datatype_mismatch',
@@ -223,14 +231,32 @@ BEGIN
                               ELSE 'Columns of type text, varchar, char, bytea, json and jsonb can be '
                                    'encrypted. ALTER TABLE gives it one of these types.' END;
     END IF;
-    PERFORM colcrypt.refuse_obstacles(relation, column_name);
     target := format('%s.%I', '@extschema@', 'encrypted_' || plain);
     IF key IS NOT NULL THEN
         modifier := colcrypt.modifier_of_key(key);
         target := format('%s(%L)', target, key);
     END IF;
+END
+$$;
+COMMENT ON FUNCTION colcrypt.encrypted_form(regclass, name, regtype, name) IS
+    'the encrypted type for a column of a plain one';
+
+CREATE FUNCTION encrypt_column(relation regclass, column_name name, key name DEFAULT NULL)
+    RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    type regtype := colcrypt.begin_migration(relation, column_name);
+    form record := colcrypt.encrypted_form(relation, column_name, type, key);
+    plain CONSTANT text := form.plain;
+    sealed text;
+    index regclass;
+    count record;
+BEGIN
+    PERFORM colcrypt.refuse_obstacles(relation, column_name);
     sealed := format('colcrypt.encrypt_value(%I::%s, %s)', column_name,
-                     CASE type WHEN 'json'::regtype THEN 'json' ELSE plain END, modifier);
+                     CASE type WHEN 'json'::regtype THEN 'json' ELSE plain END, form.modifier);
     -- Who may not bring ciphertext in could have it decrypted here.
     IF plain = 'text' AND has_function_privilege('@extschema@.from_fernet(text)', 'EXECUTE')
        OR plain = 'bytea' AND has_function_privilege('@extschema@.from_fernet_bytea(text)', 'EXECUTE') THEN
@@ -262,7 +288,7 @@ BEGIN
         RAISE NOTICE 'dropping index %: it orders by pattern, which means nothing on encrypted values', index;
         EXECUTE format('DROP INDEX %s', index);
     END LOOP;
-    EXECUTE format('ALTER TABLE %s ALTER COLUMN %I TYPE %s USING %s', relation, column_name, target, sealed);
+    EXECUTE format('ALTER TABLE %s ALTER COLUMN %I TYPE %s USING %s', relation, column_name, form.target, sealed);
     SELECT * INTO count FROM colcrypt.migration_counts();
     IF count.adopted > 0 THEN
         RAISE NOTICE 'adopted % values that were Fernet tokens of keys in the key ring', count.adopted;

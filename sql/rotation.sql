@@ -19,6 +19,8 @@ CREATE TABLE colcrypt.rotation (
     job                 integer     GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     relation            oid         NOT NULL,
     column_name         name        NOT NULL,
+    -- For encrypt_column_online(): the encrypted column beside it.
+    shadow              name,
     -- Whose rights a background worker has, and what it seals with: as the session did
     -- that asked for it.
     role                oid         NOT NULL,
@@ -64,7 +66,10 @@ CREATE VIEW colcrypt.rotation_progress AS
     SELECT r.job,
            r.relation::regclass AS relation,
            r.column_name,
-           CASE WHEN r.state = 'running' AND r.phase <> 'starting'
+           CASE WHEN r.state = 'running'
+                     -- A background worker needs a moment.
+                     AND NOT (r.phase = 'starting' AND r.background
+                              AND r.updated_at > pg_catalog.clock_timestamp() - interval '10 seconds')
                      AND NOT EXISTS (
                          SELECT FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_database AS d ON d.oid = l.database
                          WHERE d.datname = pg_catalog.current_database() AND l.locktype = 'object'
@@ -82,12 +87,12 @@ CREATE VIEW colcrypt.rotation_progress AS
            r.started_at,
            r.updated_at
     FROM colcrypt.rotation AS r;
-COMMENT ON VIEW colcrypt.rotation_progress IS 'rotations in batches, and how far each is';
+COMMENT ON VIEW colcrypt.rotation_progress IS 'rotations in batches and columns that are being encrypted, and how far each is';
 COMMENT ON COLUMN colcrypt.rotation_progress.job IS 'number of the rotation';
 COMMENT ON COLUMN colcrypt.rotation_progress.relation IS 'table that is rotated, with its partitions and what inherits from it';
 COMMENT ON COLUMN colcrypt.rotation_progress.column_name IS 'column that is rotated';
 COMMENT ON COLUMN colcrypt.rotation_progress.state IS 'running, paused, cancelled, failed, done; interrupted if nobody is at work on it any more';
-COMMENT ON COLUMN colcrypt.rotation_progress.phase IS 'starting, rotating, checking, waiting for locked rows, waiting for a lock, waiting for replicas, done';
+COMMENT ON COLUMN colcrypt.rotation_progress.phase IS 'starting, rotating, checking, encrypting, verifying, encrypted, waiting for locked rows, waiting for a lock, waiting for replicas, waiting for indexes, done';
 COMMENT ON COLUMN colcrypt.rotation_progress.blocks_total IS 'blocks to go through in this phase';
 COMMENT ON COLUMN colcrypt.rotation_progress.blocks_done IS 'blocks gone through in this phase';
 COMMENT ON COLUMN colcrypt.rotation_progress.rows_rotated IS 'rows that have a new value';
@@ -120,6 +125,12 @@ CREATE FUNCTION colcrypt.rotation_step(job integer) RETURNS double precision
 COMMENT ON FUNCTION colcrypt.rotation_step(integer) IS
     'for rotate_column_online(): does a batch; gives the seconds to wait before the next one, NULL at the end';
 
+CREATE PROCEDURE colcrypt.wait_for_next_batch(seconds double precision)
+    AS 'MODULE_PATHNAME', 'colcrypt_wait_for_next_batch'
+    LANGUAGE c;
+COMMENT ON PROCEDURE colcrypt.wait_for_next_batch(double precision) IS
+    'for rotate_column_online(): waits without being in the way of VACUUM';
+
 -- Not one operator or name that depends on the search path, which a procedure that
 -- commits cannot set.
 CREATE PROCEDURE rotate_column_online(
@@ -146,7 +157,7 @@ BEGIN
         wait := colcrypt.rotation_step(job);
         EXIT WHEN wait IS NULL;
         COMMIT;
-        PERFORM pg_catalog.pg_sleep(wait);
+        CALL colcrypt.wait_for_next_batch(wait);
     END LOOP;
 END
 $$;

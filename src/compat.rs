@@ -445,6 +445,36 @@ pub(crate) fn in_restricted_operation() -> bool {
     unsafe { raw::InSecurityRestrictedOperation() }
 }
 
+/// Whether the current user may execute a function with one argument, in the schema of
+/// the type that it returns.
+pub(crate) fn may_execute(
+    name: &core::ffi::CStr,
+    returned: pg_sys::Oid,
+    argument: pg_sys::Oid,
+) -> bool {
+    // SAFETY: look-ups in the syscaches; the list stays until it is released.
+    unsafe {
+        let cache = pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32;
+        let none = pg_sys::Datum::null();
+        let list = pg_sys::SearchSysCacheList(cache, 1, name.as_ptr().into(), none, none);
+        let members = (*list).members.as_slice((*list).n_members as usize);
+        let found = members.iter().find_map(|member| {
+            let tuple = &raw mut (**member).tuple;
+            let form: *mut pg_sys::FormData_pg_proc = pg_sys::GETSTRUCT(tuple).cast();
+            let is_it = (*form).prorettype == returned
+                && (*form).pronargs == 1
+                && *(*form).proargtypes.values.as_ptr() == argument;
+            is_it.then_some((*form).oid)
+        });
+        pg_sys::ReleaseCatCacheList(list);
+        found.is_some_and(|function| {
+            let mode = pg_sys::AclMode::from(pg_sys::ACL_EXECUTE);
+            pg_sys::pg_proc_aclcheck(function, pg_sys::GetUserId(), mode)
+                == pg_sys::AclResult::ACLCHECK_OK
+        })
+    }
+}
+
 /// The owner of a relation; invalid if there is none.
 pub(crate) fn relation_owner(oid: pg_sys::Oid) -> pg_sys::Oid {
     // SAFETY: a syscache look-up; the row is copied from before it is released.

@@ -161,6 +161,8 @@ pub(crate) enum Error {
     Serialization,
     #[error("could not rotate a row of \"{relation}\": {why}")]
     Rotation { relation: String, why: &'static str },
+    #[error("a trigger does not let a row of \"{relation}\" be updated")]
+    TriggerRefuses { relation: String },
     #[error("{0} cannot run inside a transaction block")]
     InTransaction(&'static str),
     #[error("a background worker does not have the keys of this session")]
@@ -173,6 +175,8 @@ pub(crate) enum Error {
     RotationRuns { job: i32 },
     #[error("rotation {job} was {state}")]
     RotationStopped { job: i32, state: String },
+    #[error("rotation {job} is one of encrypt_column_online()")]
+    Encryption { job: i32 },
     #[error("could not start a background worker")]
     NoWorker,
     #[error("a table of the extension colcrypt is not usable: {0}")]
@@ -378,9 +382,11 @@ impl Error {
             Self::BadKeyName => Code::ERRCODE_INVALID_NAME,
             Self::Trigger(_) => Code::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Self::Serialization => Code::ERRCODE_T_R_SERIALIZATION_FAILURE,
-            Self::Rotation { .. } | Self::RotationRuns { .. } => Code::ERRCODE_OBJECT_IN_USE,
+            Self::Rotation { .. } | Self::TriggerRefuses { .. } | Self::RotationRuns { .. } => {
+                Code::ERRCODE_OBJECT_IN_USE
+            }
             Self::InTransaction(_) => Code::ERRCODE_ACTIVE_SQL_TRANSACTION,
-            Self::TemporaryTable => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
+            Self::TemporaryTable | Self::Encryption { .. } => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::NoRotation { .. } => Code::ERRCODE_UNDEFINED_OBJECT,
             Self::RotationStopped { .. } => Code::ERRCODE_QUERY_CANCELED,
             Self::NoWorker => Code::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
@@ -540,10 +546,15 @@ impl Error {
             Self::NotTable { hint, .. } | Self::WrongType { hint, .. } => hint,
             Self::GeneratedColumn { .. } => "Rotate the column that it is computed from.",
             Self::Rotation { .. } => "Run the rotation again.",
+            Self::TriggerRefuses { .. } => {
+                "With fire_triggers => false it is rotated without them."
+            }
             Self::InTransaction(_) => {
-                "It commits after each batch. rotate_column() rotates in one transaction."
+                "It commits after each batch. rotate_column() and encrypt_column() do all in one \
+                 transaction."
             }
             Self::SessionKey => "CALL rotate_column_online(), or RESET colcrypt.key.",
+            Self::Encryption { .. } => "CALL encrypt_column_online() again to go on.",
             Self::TemporaryTable => "rotate_column() rotates it in this session.",
             Self::NoRotation { .. } => "The view colcrypt.rotation_progress lists the rotations.",
             Self::RotationRuns { .. } => {

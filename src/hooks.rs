@@ -257,7 +257,6 @@ unsafe extern "C-unwind" fn at_subtransaction(
             SAVED.borrow_mut().pop();
         }
         Event::SUBXACT_EVENT_ABORT_SUB => {
-            rotation::let_go();
             let saved = SAVED.borrow_mut().pop();
             if let Some((owners, nesting)) = saved {
                 OWNERS.set(owners);

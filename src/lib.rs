@@ -86,9 +86,14 @@ extension_sql_file!(
     requires = ["rotation"]
 );
 extension_sql_file!(
+    "../sql/migration_online.sql",
+    name = "migration_online",
+    requires = ["migration"]
+);
+extension_sql_file!(
     "../sql/operating.sql",
     name = "operating",
-    requires = ["migration"]
+    requires = ["migration_online"]
 );
 extension_sql_file!(
     "../sql/doctor.sql",

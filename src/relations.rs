@@ -164,6 +164,11 @@ impl EncryptedTypes {
         types.find_map(|(oid, payload)| (oid == type_oid).then_some(payload))
     }
 
+    /// The type that has such values; invalid if there is none.
+    pub(crate) fn oid(&self, payload: Payload) -> pg_sys::Oid {
+        self.0[payload.index()]
+    }
+
     pub(crate) fn has(&self, type_oid: pg_sys::Oid) -> bool {
         self.payload(type_oid).is_some()
     }

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::fresh::Fresh;
 use super::target::{Table, Target};
-use super::walk::{Manner, Outcome, Patience, Walk};
+use super::walk::{Fires, Manner, Outcome, Patience, Walk};
 use super::{PROGRESS_INTERVAL, indexes};
 use crate::error::Error;
 use crate::keyring;
@@ -79,7 +79,7 @@ impl Rotation {
         let manner = Manner {
             blocks: None,
             verifies: false,
-            fires_triggers: false,
+            fires: Fires::Nothing,
         };
         let mut fresh = Fresh::new(table.modifier);
         let mut rooms = <[Zeroizing<Vec<u8>>; 2]>::default();

@@ -17,6 +17,8 @@ use crate::{gucs, own_tables};
 pub(super) struct Request<'a> {
     pub(super) relation: pg_sys::Oid,
     pub(super) column: &'a CStr,
+    /// For `encrypt_column_online()`: the encrypted column beside it.
+    pub(super) shadow: Option<&'a CStr>,
     pub(super) batch_size: i64,
     /// In seconds.
     pub(super) pause: f64,
@@ -32,6 +34,8 @@ pub(super) struct Job {
     pub(super) id: i32,
     pub(super) relation: pg_sys::Oid,
     pub(super) column: CString,
+    /// For `encrypt_column_online()`: the encrypted column beside it.
+    pub(super) shadow: Option<CString>,
     pub(super) state: String,
     pub(super) batch_size: i64,
     /// In seconds.
@@ -62,6 +66,23 @@ pub(super) struct Place {
     pub(super) parts_blocks: i64,
     /// Blocks to go through in this pass.
     pub(super) blocks_total: Option<i64>,
+}
+
+impl Place {
+    /// Where the next pass begins.
+    pub(super) fn next_pass(&self) -> Self {
+        Self {
+            pass: self.pass.saturating_add(1),
+            pass_rotated: 0,
+            pass_skipped: 0,
+            part: None,
+            file: pg_sys::InvalidOid,
+            next_block: 0,
+            end_block: 0,
+            parts_blocks: 0,
+            blocks_total: None,
+        }
+    }
 }
 
 /// How fast it goes.
@@ -129,8 +150,8 @@ impl Job {
             or_none(Spi::get_one_with_args(
                 "INSERT INTO colcrypt.rotation
                      (relation, column_name, role, background, batch_size, pause, lock_timeout,
-                      max_rows_per_second, max_lag_bytes, fire_triggers, algorithm, write_key)
-                 VALUES ($1, namein($2), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                      max_rows_per_second, max_lag_bytes, fire_triggers, algorithm, write_key, shadow)
+                 VALUES ($1, namein($2), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, namein($13))
                  ON CONFLICT DO NOTHING RETURNING job",
                 &[
                     request.relation.into(),
@@ -145,6 +166,7 @@ impl Job {
                     request.fires_triggers.into(),
                     algorithm.into(),
                     write_key.as_deref().into(),
+                    request.shadow.into(),
                 ],
             ))
         })?;
@@ -163,7 +185,7 @@ impl Job {
                     "SELECT relation, nameout(column_name), state, batch_size, pause, lock_timeout,
                             max_rows_per_second, max_lag_bytes, fire_triggers, pass, pass_rotated,
                             pass_skipped, part, file, next_block, end_block, parts_blocks,
-                            blocks_total, rows_rotated
+                            blocks_total, rows_rotated, nameout(shadow)
                      FROM colcrypt.rotation WHERE job = $1 FOR UPDATE",
                     None,
                     &[id.into()],
@@ -180,6 +202,7 @@ impl Job {
                     id,
                     relation: row.get(1)?.unwrap_or(pg_sys::InvalidOid),
                     column: row.get::<&CStr>(2)?.unwrap_or_default().to_owned(),
+                    shadow: row.get::<&CStr>(20)?.map(CStr::to_owned),
                     state: row.get(3)?.unwrap_or_default(),
                     batch_size: row.get(4)?.unwrap_or(1),
                     pause: row.get(5)?.unwrap_or_default(),
@@ -203,6 +226,16 @@ impl Job {
             })
         })?;
         job.ok_or(Error::NoRotation { job: id })
+    }
+
+    /// What it does in this pass.
+    pub(super) fn phase(&self) -> &'static str {
+        match (&self.shadow, self.place.pass) {
+            (None, 1) => "rotating",
+            (None, _) => "checking",
+            (Some(_), 1) => "encrypting",
+            (Some(_), _) => "verifying",
+        }
     }
 
     /// Stores where it stands.
@@ -269,6 +302,9 @@ pub(super) fn change_state(
 pub(super) struct Asked {
     pub(super) relation: pg_sys::Oid,
     pub(super) role: pg_sys::Oid,
+    pub(super) state: String,
+    /// Whether it is one of `encrypt_column_online()`.
+    pub(super) encrypts: bool,
     /// What that session sealed new values with.
     pub(super) algorithm: String,
     pub(super) write_key: String,
@@ -280,7 +316,7 @@ pub(super) fn find(id: i32) -> Result<Asked, Error> {
     let found = own_tables::as_owner(|| {
         Spi::connect(|client| {
             let rows = client.select(
-                "SELECT relation, role, algorithm, write_key FROM colcrypt.rotation WHERE job = $1",
+                "SELECT relation, role, algorithm, write_key, shadow IS NOT NULL, state FROM colcrypt.rotation WHERE job = $1",
                 None,
                 &[id.into()],
             )?;
@@ -293,6 +329,8 @@ pub(super) fn find(id: i32) -> Result<Asked, Error> {
                 role: row.get(2)?.unwrap_or(pg_sys::InvalidOid),
                 algorithm: row.get(3)?.unwrap_or_default(),
                 write_key: row.get(4)?.unwrap_or_default(),
+                encrypts: row.get(5)?.unwrap_or_default(),
+                state: row.get(6)?.unwrap_or_default(),
             }))
         })
     })?;
@@ -357,7 +395,19 @@ pub(super) fn hold(id: i32) -> Result<(), Error> {
         return Err(Error::RotationRuns { job: id });
     }
     HELD.set(Some((id, tag)));
+    if !RELEASES_AT_EXIT.replace(true) {
+        // SAFETY: the callback takes anything, and the library is never unloaded.
+        unsafe { pg_sys::before_shmem_exit(Some(at_exit), pg_sys::Datum::null()) };
+    }
     Ok(())
+}
+
+/// Whether [`at_exit`] is registered in this process.
+static RELEASES_AT_EXIT: BackendLocal<Cell<bool>> = BackendLocal::new(Cell::new(false));
+
+/// PostgreSQL itself releases such a lock of a process only if it is in a transaction.
+unsafe extern "C-unwind" fn at_exit(_code: i32, _nothing: pg_sys::Datum) {
+    let_go();
 }
 
 /// Ends what [`hold`] has begun. Also called when a transaction fails.

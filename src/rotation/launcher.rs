@@ -86,7 +86,9 @@ pub extern "C-unwind" fn colcrypt_rotation_search(argument: pg_sys::Datum) {
             let jobs = job::left_over().unwrap_or_else(|error| error.raise());
             for id in jobs {
                 pgrx::log!("colcrypt: going on with rotation {id}");
-                worker::start(id).unwrap_or_else(|error| error.raise());
+                if let Err(error) = worker::start(id) {
+                    pgrx::log!("colcrypt: rotation {id}: {error}");
+                }
             }
         }
         pg_sys::PopActiveSnapshot();

@@ -18,19 +18,23 @@ use zeroize::Zeroizing;
 use super::fresh::Fresh;
 use super::job::{self, Job, Pace, Place, Request};
 use super::target::{Table, Target};
-use super::walk::{Manner, Outcome, Patience, Walk};
+use super::walk::{Fires, Manner, Outcome, Patience, Walk};
 use super::{PROGRESS_INTERVAL, indexes, replicas, worker};
 use crate::backend_local::BackendLocal;
 use crate::compat;
 use crate::error::Error;
 use crate::keyring;
 use crate::relations::relation_name;
+use crate::types::datum::per_value_function;
 
 /// How long a batch takes at most, where there is little to rotate: as long nothing that
 /// is deleted meanwhile can be vacuumed.
 const LONGEST_BATCH: Duration = Duration::from_secs(1);
 /// How long to wait before something is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long at most.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// What comes after a batch.
 pub(super) enum Next {
@@ -79,6 +83,7 @@ fn colcrypt_begin_rotation(
     let request = Request {
         relation: relation.ok_or(Error::not_given("relation"))?,
         column: column_name.ok_or(Error::not_given("column_name"))?,
+        shadow: None,
         batch_size: Error::at_least(1, "batch_size", batch_size.map(i64::from))?,
         pause: seconds("pause", pause)?,
         lock_timeout: seconds("lock_timeout", lock_timeout)?,
@@ -111,6 +116,7 @@ fn colcrypt_rotate_column_background(
     let request = Request {
         relation: relation.ok_or(Error::not_given("relation"))?,
         column: column_name.ok_or(Error::not_given("column_name"))?,
+        shadow: None,
         batch_size: Error::at_least(1, "batch_size", batch_size.map(i64::from))?,
         pause: seconds("pause", pause.map(length))?,
         lock_timeout: seconds("lock_timeout", lock_timeout.map(length))?,
@@ -180,10 +186,13 @@ pub(super) fn step(id: i32) -> Result<Next, Error> {
         return Ok(Next::Stopped(job.state));
     }
     let started = Instant::now();
-    let column = job.column.clone();
-    let Some(target) = Target::try_resolve(job.relation, &column)? else {
+    let (column, shadow) = (job.column.clone(), job.shadow.clone());
+    let plaintext = shadow.as_ref().map(|_| column.as_c_str());
+    let column = shadow.as_deref().unwrap_or(&column);
+    let Some(target) = Target::try_resolve(job.relation, column)? else {
         return wait(&job, "waiting for a lock");
     };
+    let target = target.fed_by(plaintext);
     if let Some(most) = job.max_lag_bytes
         && replicas::lag_bytes()? > most
     {
@@ -208,11 +217,11 @@ pub(super) fn step(id: i32) -> Result<Next, Error> {
     job.rows_rotated += batch.rotated;
     job.place.pass_rotated += batch.rotated;
     job.place.pass_skipped += batch.skipped;
-    let run = note(&job, &batch);
-    let phase = match (job.place.pass, batch.waited) {
-        (_, true) => "waiting for locked rows",
-        (1, _) => "rotating",
-        _ => "checking",
+    let run = note(&job, &batch, started);
+    let phase = if batch.waited {
+        "waiting for locked rows"
+    } else {
+        job.phase()
     };
     job.save("running", phase, &run.pace(&job))?;
     run.report(&job, table);
@@ -249,7 +258,14 @@ fn end_pass(mut job: Job, target: &Target<'_>) -> Result<Next, Error> {
         pass_skipped,
         ..
     } = job.place;
-    if pass_rotated == 0 && pass_skipped == 0 {
+    // An encrypted column is verified in a pass that comes after it was filled.
+    let is_through = pass_rotated == 0 && pass_skipped == 0;
+    if is_through && job.shadow.is_some() && pass > 1 {
+        job.place = job.place.next_pass();
+        job.save("running", "encrypted", &pace)?;
+        return Ok(Next::Done);
+    }
+    if is_through && job.shadow.is_none() {
         job.save("done", "done", &pace)?;
         job::let_go();
         RUN.set(None);
@@ -263,20 +279,12 @@ fn end_pass(mut job: Job, target: &Target<'_>) -> Result<Next, Error> {
     if pass_skipped > 0 {
         pgrx::notice!("{pass_skipped} rows were locked by others, and are tried again");
     }
-    job.place = Place {
-        pass: pass.saturating_add(1),
-        pass_rotated: 0,
-        pass_skipped: 0,
-        part: None,
-        file: pg_sys::InvalidOid,
-        next_block: 0,
-        end_block: 0,
-        parts_blocks: 0,
-        blocks_total: None,
-    };
-    job.save("running", "checking", &pace)?;
-    Ok(Next::Wait(if pass_rotated == 0 {
-        RETRY
+    job.place = job.place.next_pass();
+    job.save("running", job.phase(), &pace)?;
+    // Where others keep rows locked, it is not always reading the table.
+    let pass_time = run.map_or(RETRY, |run| run.pass_started.elapsed());
+    Ok(Next::Wait(if pass_rotated == 0 && pass_skipped > 0 {
+        pass_time.clamp(RETRY, LONGEST_RETRY)
     } else {
         Duration::ZERO
     }))
@@ -313,8 +321,13 @@ fn rotate_batch(job: &mut Job, table: Table, started: Instant) -> Result<Batch, 
     if first < end {
         let manner = Manner {
             blocks: Some((first, end)),
-            verifies: true,
-            fires_triggers: job.fires_triggers,
+            // A new value, or one that is there already.
+            verifies: table.pair.is_none() || place.pass > 1,
+            fires: match (table.pair, job.fires_triggers) {
+                (Some(_), _) => Fires::InStep,
+                (None, true) => Fires::Users,
+                (None, false) => Fires::Nothing,
+            },
         };
         let mut fresh = Fresh::new(table.modifier);
         let mut rooms = <[Zeroizing<Vec<u8>>; 2]>::default();
@@ -390,22 +403,21 @@ fn blocks_of(table: pg_sys::Oid) -> i64 {
     i64::from(compat::size_and_file(table).0)
 }
 
-/// Adds a batch to what this session has done.
-fn note(job: &Job, batch: &Batch) -> Run {
-    let now = Instant::now();
+/// Adds a batch, which began at `started`, to what this session has done.
+fn note(job: &Job, batch: &Batch, started: Instant) -> Run {
     let known = RUN.get().filter(|run| run.job == job.id);
     let mut run = known.unwrap_or(Run {
         job: job.id,
-        started: now,
-        reported: now,
+        started,
+        reported: started,
         rows: 0,
         blocks: 0,
         pass: job.place.pass,
-        pass_started: now,
+        pass_started: started,
     });
     if run.pass != job.place.pass {
         run.pass = job.place.pass;
-        run.pass_started = now;
+        run.pass_started = started;
         run.blocks = 0;
     }
     run.rows += batch.rotated;
@@ -452,4 +464,99 @@ impl Run {
             }
         );
     }
+}
+
+/// Makes a job of `encrypt_column_online()`, which the SQL function around it has
+/// prepared, or takes it up again; gives its number.
+#[pg_extern(sql = false)]
+fn colcrypt_begin_encryption(
+    relation: pg_sys::Oid,
+    column_name: &CStr,
+    shadow: &CStr,
+    batch_size: i32,
+    pause: f64,
+    lock_timeout: f64,
+) -> Result<i32, ErrorReport> {
+    let request = Request {
+        relation,
+        column: column_name,
+        shadow: Some(shadow),
+        batch_size: Error::at_least(1, "batch_size", Some(batch_size.into()))?,
+        pause: seconds("pause", Some(pause))?,
+        lock_timeout: seconds("lock_timeout", Some(lock_timeout))?,
+        max_rows_per_second: None,
+        max_lag_bytes: None,
+        fires_triggers: false,
+    };
+    Target::resolve(relation, shadow)?;
+    keyring::current().primary()?;
+    Ok(Job::begin(&request, false)?)
+}
+
+/// Ends a job of `encrypt_column_online()` for now, or for good.
+#[pg_extern(sql = false)]
+fn colcrypt_end_encryption(job: i32, state: &str, phase: &str) -> Result<(), ErrorReport> {
+    let known = Job::load(job)?;
+    Target::resolve(known.relation, &known.column)
+        .map(drop)
+        .or_else(|error| match error {
+            // The column is plaintext again, or still.
+            Error::WrongType { .. } => Ok(()),
+            error => Err(error),
+        })?;
+    let none = Pace {
+        rows_per_second: None,
+        remaining: None,
+    };
+    known.save(state, phase, &none)?;
+    job::let_go();
+    Ok(())
+}
+
+// `CALL colcrypt.wait_for_next_batch(seconds)`
+per_value_function!("colcrypt_wait_for_next_batch", |call| {
+    wait_for_next_batch(call.raw());
+    pg_sys::Datum::null()
+});
+
+/// Waits outside of any transaction's snapshot, which would keep VACUUM from removing
+/// what is deleted meanwhile.
+fn wait_for_next_batch(call: pg_sys::FunctionCallInfo) {
+    // SAFETY: PostgreSQL calls a procedure with its context; declared with a double
+    // precision, which is given.
+    let (context, seconds) = unsafe {
+        let context = (*call).context.cast::<pg_sys::CallContext>().as_ref();
+        (
+            context,
+            f64::from_bits((*(*call).args.as_ptr()).value.value() as u64),
+        )
+    };
+    let commits = context
+        .is_some_and(|context| context.type_ == pg_sys::NodeTag::T_CallContext && !context.atomic);
+    let started = Instant::now();
+    let time = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    // SAFETY: as PL/pgSQL's COMMIT (exec_stmt_commit() of pl_exec.c); no snapshot is taken
+    // before this ends.
+    unsafe {
+        if commits {
+            pg_sys::SPI_connect_ext(pg_sys::SPI_OPT_NONATOMIC as i32);
+            pg_sys::SPI_commit();
+        }
+        while started.elapsed() < time {
+            compat::sleep(Some(time.saturating_sub(started.elapsed())));
+            pgrx::check_for_interrupts!();
+        }
+        if commits {
+            pg_sys::SPI_finish();
+        }
+    }
+}
+
+#[pg_extern(sql = false)]
+fn colcrypt_prevent_in_transaction() -> Result<(), ErrorReport> {
+    // SAFETY: reads the state of this backend.
+    if unsafe { pg_sys::IsTransactionBlock() } {
+        return Err(Error::InTransaction("encrypt_column_online()").into());
+    }
+    Ok(())
 }

@@ -6,6 +6,7 @@ use colcrypt_core::Payload;
 use pgrx::prelude::*;
 
 use crate::error::Error;
+use crate::migration::in_step::Pair;
 use crate::relations::{
     find_column, find_modifier, payload_of_column, relation_kind, relation_name,
 };
@@ -17,6 +18,8 @@ pub(super) struct Target<'a> {
     column: &'a CStr,
     /// What the values are.
     payload: Payload,
+    /// The column that has the same in plaintext, if it is to be encrypted.
+    plaintext: Option<&'a CStr>,
 }
 
 /// One table that has storage, locked.
@@ -28,6 +31,8 @@ pub(super) struct Table {
     pub(super) payload: Payload,
     /// The type modifier of the column, which names its key.
     pub(super) modifier: i32,
+    /// Set if the column is to hold what another one has in plaintext.
+    pub(super) pair: Option<Pair>,
 }
 
 /// As an UPDATE locks a table.
@@ -82,7 +87,14 @@ impl<'a> Target<'a> {
             relation,
             column,
             payload,
+            plaintext: None,
         })
+    }
+
+    /// The same, to be filled with what another column has in plaintext.
+    pub(super) fn fed_by(mut self, plaintext: Option<&'a CStr>) -> Self {
+        self.plaintext = plaintext;
+        self
     }
 
     /// The table, its partitions and what inherits from it; locks them as an UPDATE
@@ -140,6 +152,10 @@ impl<'a> Target<'a> {
             attribute,
             payload: self.payload,
             modifier: find_modifier(oid, attribute),
+            pair: match self.plaintext {
+                Some(source) => Some(Pair::find(oid, source, self.column)?),
+                None => None,
+            },
         })
     }
 

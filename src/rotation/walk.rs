@@ -5,6 +5,8 @@
 //! Whatever is open when an error is raised is closed by the abort of the
 //! transaction.
 
+use core::ffi::CStr;
+
 use colcrypt_core::Stored;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::prelude::*;
@@ -15,6 +17,7 @@ use super::target::Table;
 use super::waiting;
 use crate::compat;
 use crate::error::Error;
+use crate::migration::in_step::{self, Pair};
 use crate::relations::relation_name;
 use crate::sealing::{self, Sealer};
 use crate::types::datum::{Varlena, VarlenaBuf, first_bytes};
@@ -31,6 +34,13 @@ pub(super) enum Outcome {
     Skipped,
     /// Somebody else has it locked.
     Locked,
+}
+
+/// What a column is to hold.
+enum New {
+    Value(VarlenaBuf),
+    /// What the trigger puts in place of NULL.
+    ByTrigger,
 }
 
 /// What to do about a row that somebody else has locked.
@@ -52,8 +62,18 @@ pub(super) struct Manner {
     pub(super) blocks: Option<(u32, u32)>,
     /// Whether each new value is opened before it replaces the old one.
     pub(super) verifies: bool,
-    /// Whether the table's own triggers fire.
-    pub(super) fires_triggers: bool,
+    /// Which of the table's triggers fire.
+    pub(super) fires: Fires,
+}
+
+/// Triggers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fires {
+    Nothing,
+    /// Those that users made.
+    Users,
+    /// The one that keeps an encrypted column in step with a plaintext one.
+    InStep,
 }
 
 /// A table with all that updating it needs.
@@ -111,7 +131,7 @@ impl Walk {
             let result: *mut pg_sys::ResultRelInfo =
                 pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast();
             (*result).type_ = pg_sys::NodeTag::T_ResultRelInfo;
-            if manner.fires_triggers {
+            if manner.fires != Fires::Nothing {
                 // Triggers may be for updates of this column only.
                 compat::set_updated_column(executor, relation, table.attribute);
                 pg_sys::InitResultRelInfo(result, relation, 1, core::ptr::null_mut(), 0);
@@ -120,7 +140,7 @@ impl Walk {
                 // unchanged, which they are to everyone who cannot see ciphertext.
                 pg_sys::InitResultRelInfo(result, relation, 0, core::ptr::null_mut(), 0);
             }
-            keep_triggers((*result).ri_TrigDesc, manner.fires_triggers);
+            keep_triggers((*result).ri_TrigDesc, manner.fires);
             pg_sys::ExecOpenIndices(result, false);
             pg_sys::AfterTriggerBeginQuery();
 
@@ -249,10 +269,10 @@ impl Walk {
                 .tuple_update
                 .expect("every table method updates");
             loop {
-                let Some((value, sealer)) = self.stale_value(fresh)? else {
+                let Some(new) = self.new_value(fresh, rooms)? else {
                     return Ok(Outcome::Skipped);
                 };
-                if self.manner.fires_triggers && !locked {
+                if self.manner.fires == Fires::Users && !locked {
                     // Triggers see the row that will be updated.
                     let (row, mode) = ((*self.old).tts_tid, LOCK_MODE);
                     match self.lock_row(row, mode, patience)? {
@@ -267,17 +287,12 @@ impl Walk {
                     (locked, waits) = (true, true);
                     continue;
                 }
-                let payload = self.table.payload;
-                let resealed = if self.manner.verifies {
-                    sealing::reseal_verified(payload, &value, sealer, rooms)?
-                } else {
-                    sealing::reseal(payload, &value, sealer, &mut rooms[0])?
-                };
-                self.fill_new_row(resealed);
+                self.fill_new_row(new);
                 let mut row = (*self.old).tts_tid;
                 let mut failure = pg_sys::TM_FailureData::default();
-                if self.manner.fires_triggers && !self.fire_before(row, &mut failure) {
-                    return Err(self.failed("a trigger does not let it be updated"));
+                if self.manner.fires != Fires::Nothing && !self.fire_before(row, &mut failure) {
+                    let relation = relation_name(self.table.oid).unwrap_or_default();
+                    return Err(Error::TriggerRefuses { relation });
                 }
                 self.compute_generated_columns();
                 let mut lock_mode = LOCK_MODE;
@@ -409,8 +424,57 @@ impl Walk {
         }
     }
 
+    /// What is to be in the column in place of what is there, if anything.
+    unsafe fn new_value(
+        &self,
+        fresh: &mut Fresh,
+        rooms: &mut [Zeroizing<Vec<u8>>; 2],
+    ) -> Result<Option<New>, Error> {
+        // SAFETY: `old` holds a row.
+        unsafe {
+            if let Some(pair) = &self.table.pair {
+                let is_due = self.is_out_of_step(pair, rooms)?;
+                return Ok(is_due.then_some(New::ByTrigger));
+            }
+            let Some((value, sealer)) = self.stale_value(fresh)? else {
+                return Ok(None);
+            };
+            let payload = self.table.payload;
+            let resealed = if self.manner.verifies {
+                sealing::reseal_verified(payload, &value, sealer, rooms)?
+            } else {
+                sealing::reseal(payload, &value, sealer, &mut rooms[0])?
+            };
+            Ok(Some(New::Value(resealed)))
+        }
+    }
+
+    /// Whether the encrypted column lacks what the plaintext one has. What it has is
+    /// looked at if the walk verifies.
+    unsafe fn is_out_of_step(
+        &self,
+        pair: &Pair,
+        rooms: &mut [Zeroizing<Vec<u8>>; 2],
+    ) -> Result<bool, Error> {
+        // SAFETY: `old` holds a row, which has both columns.
+        unsafe {
+            let get = |attribute: i16| {
+                let mut is_null = false;
+                let value = pg_sys::slot_getattr(self.old, attribute.into(), &raw mut is_null);
+                (!is_null).then_some(value)
+            };
+            match (get(pair.source), get(pair.target)) {
+                (None, None) => Ok(false),
+                (Some(_), None) | (None, Some(_)) => Ok(true),
+                (Some(source), Some(target)) => {
+                    Ok(self.manner.verifies && !pair.is_in_step(source, target, rooms)?)
+                }
+            }
+        }
+    }
+
     /// Fills `new` with the row of `old` and the new value.
-    unsafe fn fill_new_row(&self, value: VarlenaBuf) {
+    unsafe fn fill_new_row(&self, value: New) {
         // SAFETY: both slots have the table's columns; what `new` borrows from
         // `old` and from row memory lives until the update has copied it.
         unsafe {
@@ -427,7 +491,10 @@ impl Walk {
                 }
             }
             let column = usize::try_from(self.table.attribute).expect("a user column") - 1;
-            *new.tts_values.add(column) = value.into_raw();
+            match value {
+                New::Value(value) => *new.tts_values.add(column) = value.into_raw(),
+                New::ByTrigger => *new.tts_isnull.add(column) = true,
+            }
             pg_sys::ExecStoreVirtualTuple(self.new);
         }
     }
@@ -487,7 +554,7 @@ impl Walk {
                 core::ptr::null_mut()
             };
             // A deferred unique constraint looks at the new version later.
-            if !recheck.is_null() || self.manner.fires_triggers {
+            if !recheck.is_null() || self.manner.fires == Fires::Users {
                 pg_sys::ExecARUpdateTriggers(
                     self.executor,
                     self.result,
@@ -521,6 +588,9 @@ impl Walk {
             pg_sys::AfterTriggerEndQuery(self.executor);
             pg_sys::SetUserIdAndSecContext(self.caller, self.caller_security);
             pg_sys::ExecCloseIndices(self.result);
+            // What triggers have opened.
+            pg_sys::ExecCloseResultRelations(self.executor);
+            pg_sys::ExecResetTupleTable((*self.executor).es_tupleTable, false);
             pg_sys::FreeExecutorState(self.executor);
             pg_sys::PopActiveSnapshot();
             pg_sys::MemoryContextDelete(self.row_memory);
@@ -553,7 +623,7 @@ fn sees_one_snapshot() -> bool {
 ///
 /// # Safety
 /// `triggers` is null or this backend's own copy, as in a ResultRelInfo.
-unsafe fn keep_triggers(triggers: *mut pg_sys::TriggerDesc, users: bool) {
+unsafe fn keep_triggers(triggers: *mut pg_sys::TriggerDesc, fires: Fires) {
     // SAFETY: `numtriggers` members are there; the order is kept.
     unsafe {
         let Some(triggers) = triggers.as_mut() else {
@@ -566,7 +636,14 @@ unsafe fn keep_triggers(triggers: *mut pg_sys::TriggerDesc, users: bool) {
         let mut kept = 0;
         for n in 0..all.len() {
             let rechecks = all[n].tgfoid.to_u32() == pg_sys::F_UNIQUE_KEY_RECHECK;
-            if rechecks || (users && !all[n].tgisinternal) {
+            let fires_too = match fires {
+                Fires::Nothing => false,
+                Fires::Users => !all[n].tgisinternal,
+                Fires::InStep => CStr::from_ptr(all[n].tgname)
+                    .to_bytes()
+                    .starts_with(in_step::TRIGGER),
+            };
+            if rechecks || fires_too {
                 all[kept] = all[n];
                 kept += 1;
             }

@@ -247,11 +247,21 @@ fn colcrypt_cancel_rotation(job: i32) -> Result<bool, ErrorReport> {
 fn colcrypt_resume_rotation(job: i32) -> Result<bool, ErrorReport> {
     prevent_if_read_only(c"colcrypt.resume_rotation()");
     check_rights(job)?;
-    if target::is_temporary(job::find(job)?.relation) {
+    let asked = job::find(job)?;
+    if asked.encrypts {
+        return Err(Error::Encryption { job }.into());
+    }
+    if target::is_temporary(asked.relation) {
         return Err(Error::TemporaryTable.into());
     }
-    if job::is_held_elsewhere(job)? {
-        return Err(Error::RotationRuns { job }.into());
+    // One that was stopped a moment ago may still be about to hear of it.
+    let started = Instant::now();
+    while job::is_held_elsewhere(job)? {
+        if asked.state == "running" || started.elapsed() > 5 * NAP {
+            return Err(Error::RotationRuns { job }.into());
+        }
+        compat::sleep(Some(Duration::from_millis(50)));
+        pgrx::check_for_interrupts!();
     }
     let unfinished = ["running", "paused", "failed"];
     let resumed = job::change_state(job, &unfinished, "running", None)?;

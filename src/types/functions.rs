@@ -1,7 +1,7 @@
 //! The SQL functions that every encrypted type has: input and output, casts to and
 //! from its plain type, the everyday functions. `sql/types.sql` declares them.
 
-use colcrypt_core::{Stored, encode_text, fernet_raw, is_reserved};
+use colcrypt_core::{Payload, Stored, encode_text, fernet_raw, is_reserved};
 use pgrx::prelude::*;
 
 use super::datum::{Call, Output, VarlenaBuf, per_value_function};
@@ -10,7 +10,7 @@ use crate::access::{self, Shown};
 use crate::error::{Error, Wire};
 use crate::sealing::{NO_MODIFIER, Sealer};
 use crate::tally::{self, Operation};
-use crate::{keyring, sealing};
+use crate::{compat, keyring, relations, sealing};
 
 /// Defines the functions of an encrypted type, those of `search` included. Their
 /// symbols begin with its name.
@@ -181,7 +181,7 @@ pub(super) fn from_ciphertext<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datu
 pub(super) fn from_fernet<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
     // SAFETY: as declared.
     let token = unsafe { call.varlena(0) };
-    sealed_datum(adopt_fernet::<T>(&token).map_err(|error| *error))
+    sealed_datum(adopt_fernet(T::PAYLOAD, &token).map_err(|error| *error))
 }
 
 /// The stored value of a Fernet token that a key of the ring opens.
@@ -189,7 +189,7 @@ pub(super) fn from_fernet<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
 /// # Errors
 /// [`Error::BadFernetToken`], [`Error::ForeignFernetToken`],
 /// [`Error::ReservedPrefix`]; as [`sealing::open`].
-pub(crate) fn adopt_fernet<T: EncryptedType>(token: &[u8]) -> Result<VarlenaBuf, Box<Error>> {
+pub(crate) fn adopt_fernet(payload: Payload, token: &[u8]) -> Result<VarlenaBuf, Box<Error>> {
     let raw = fernet_raw(token).map_err(|reason| Error::BadFernetToken { reason })?;
     let ring = keyring::current();
     ring.primary()?;
@@ -198,13 +198,27 @@ pub(crate) fn adopt_fernet<T: EncryptedType>(token: &[u8]) -> Result<VarlenaBuf,
         .find_map(|key| key.adopt_fernet(&raw).ok())
         .ok_or(Error::ForeignFernetToken)?;
     // Authentic, but is it a plaintext that input would take?
-    let mut plain: VarlenaBuf = sealing::open(T::PAYLOAD, &stored)?;
-    let is_reserved = is_reserved(json::unquoted_if(T::PAYLOAD, plain.bytes_mut()));
+    let mut plain: VarlenaBuf = sealing::open(payload, &stored)?;
+    let is_reserved = is_reserved(json::unquoted_if(payload, plain.bytes_mut()));
     plain.wipe();
     if is_reserved {
         return Err(Error::ReservedPrefix(Wire::Text).into());
     }
     Ok(VarlenaBuf::copy_of(&stored))
+}
+
+/// Whether the current user may bring Fernet tokens in, as values of a type: by the right
+/// to EXECUTE the function that does.
+pub(crate) fn may_adopt(payload: Payload) -> bool {
+    let name = match payload {
+        Payload::Text => c"from_fernet",
+        Payload::Bytea => c"from_fernet_bytea",
+        Payload::Jsonb => c"from_fernet_jsonb",
+    };
+    let Some(types) = relations::encrypted_types() else {
+        return false;
+    };
+    compat::may_execute(name, types.oid(payload), pg_sys::TEXTOID)
 }
 
 /// A plaintext as a value of a column with this modifier, or what it is ciphertext of.

@@ -1,5 +1,7 @@
 //! What `encrypt_column()` and `decrypt_column()` (`sql/migration.sql`) do with each
-//! value, and count.
+//! value, and count; and what keeps two columns in step for `encrypt_column_online()`.
+
+pub(crate) mod in_step;
 
 use core::cell::Cell;
 use std::time::{Duration, Instant};
@@ -82,7 +84,8 @@ pub(crate) fn is_own_token<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
     // SAFETY: as declared.
     let value = unsafe { call.detoasted(0) };
     let plain = T::take(&value);
-    let is_own = plain.starts_with(TOKEN_START) && functions::adopt_fernet::<T>(&plain).is_ok();
+    let is_own =
+        plain.starts_with(TOKEN_START) && functions::adopt_fernet(T::PAYLOAD, &plain).is_ok();
     if is_own {
         count_row();
         COUNTS.adopted.set(COUNTS.adopted.get() + 1);

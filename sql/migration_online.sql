@@ -1,0 +1,467 @@
+-- encrypt_column_online(): an encrypted column is added beside the plaintext one, a
+-- trigger keeps it in step, batches fill it, and in the end it takes the other one's
+-- name and place in constraints and indexes. The batches are those of
+-- rotate_column_online(), with a row in colcrypt.rotation.
+
+CREATE FUNCTION colcrypt.keep_in_step() RETURNS trigger
+    AS 'MODULE_PATHNAME', 'colcrypt_keep_in_step'
+    LANGUAGE c VOLATILE;
+COMMENT ON FUNCTION colcrypt.keep_in_step() IS
+    'trigger of encrypt_column_online(): encrypts one column into another';
+
+CREATE FUNCTION colcrypt.begin_encryption_job(
+    relation regclass,
+    column_name name,
+    shadow name,
+    batch_size integer,
+    pause double precision,
+    lock_timeout double precision
+) RETURNS integer
+    AS 'MODULE_PATHNAME', 'colcrypt_begin_encryption_wrapper'
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION colcrypt.begin_encryption_job(regclass, name, name, integer, double precision, double precision) IS
+    'for encrypt_column_online(): makes a row of colcrypt.rotation, or takes one up that did not end';
+
+CREATE FUNCTION colcrypt.end_encryption_job(job integer, state text, phase text) RETURNS void
+    AS 'MODULE_PATHNAME', 'colcrypt_end_encryption_wrapper'
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION colcrypt.end_encryption_job(integer, text, text) IS
+    'for encrypt_column_online(): ends a job, for now or for good';
+
+-- The encrypted column beside a plaintext one.
+CREATE FUNCTION colcrypt.shadow_of(relation regclass, column_name name) RETURNS name
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT convert_from(split_part(t.arguments, '\000', 2)::bytea, getdatabaseencoding())::name
+    FROM pg_trigger AS g, encode(g.tgargs, 'escape') AS t(arguments)
+    WHERE g.tgrelid = relation AND g.tgfoid = 'colcrypt.keep_in_step()'::regprocedure
+      AND convert_from(split_part(t.arguments, '\000', 1)::bytea, getdatabaseencoding())::name = column_name
+$$;
+COMMENT ON FUNCTION colcrypt.shadow_of(regclass, name) IS
+    'for encrypt_column_online(): the encrypted column beside a plaintext one, if there is one';
+
+CREATE FUNCTION colcrypt.parts(relation regclass) RETURNS SETOF oid
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH RECURSIVE part(oid) AS (
+        SELECT relation::oid
+        UNION
+        SELECT i.inhrelid FROM part AS p JOIN pg_inherits AS i ON i.inhparent = p.oid
+    )
+    SELECT oid FROM part
+$$;
+COMMENT ON FUNCTION colcrypt.parts(regclass) IS 'a table with its partitions and what inherits from it';
+
+-- What only a column that stays where it is could keep.
+CREATE FUNCTION colcrypt.online_obstacles(relation regclass, column_name name)
+    RETURNS TABLE (object text, why text)
+    LANGUAGE sql STABLE STRICT PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH part(oid) AS MATERIALIZED (
+        SELECT p.oid FROM colcrypt.parts(relation) AS p(oid)
+    ), col AS MATERIALIZED (
+        SELECT a.attrelid, a.attnum
+        FROM part AS p JOIN pg_attribute AS a ON a.attrelid = p.oid
+        WHERE a.attname = column_name AND NOT a.attisdropped
+    )
+    SELECT pg_describe_object('pg_class'::regclass, p.oid, 0),
+           'it inherits the table: only partitions have the trigger of their parent'
+    FROM part AS p JOIN pg_class AS c ON c.oid = p.oid
+    WHERE p.oid <> relation AND NOT c.relispartition
+    UNION
+    SELECT pg_describe_object('pg_publication'::regclass, p.oid, 0),
+           'its subscribers do not have the column that is added'
+    FROM part JOIN LATERAL (
+             SELECT r.prpubid AS oid FROM pg_publication_rel AS r WHERE r.prrelid = part.oid
+             UNION
+             SELECT n.pnpubid FROM pg_publication_namespace AS n JOIN pg_class AS c ON c.relnamespace = n.pnnspid
+             WHERE c.oid = part.oid
+             UNION
+             SELECT a.oid FROM pg_publication AS a WHERE a.puballtables
+         ) AS p ON true
+    UNION
+    SELECT pg_describe_object('pg_constraint'::regclass, k.oid, 0), 'it is a constraint of a partition only'
+    FROM col AS c JOIN pg_constraint AS k ON k.conrelid = c.attrelid AND c.attnum = ANY (k.conkey)
+    WHERE c.attrelid <> relation AND k.coninhcount = 0
+    UNION
+    SELECT pg_describe_object('pg_constraint'::regclass, k.oid, 0),
+           'PostgreSQL makes no constraint of a partitioned table of an index: make it a unique index'
+    FROM col AS c JOIN pg_constraint AS k ON k.conrelid = c.attrelid AND c.attnum = ANY (k.conkey)
+         JOIN pg_class AS t ON t.oid = c.attrelid AND t.relkind = 'p'
+    WHERE c.attrelid = relation AND k.contype IN ('p', 'u')
+    UNION
+    SELECT pg_describe_object('pg_class'::regclass, i.indexrelid, 0), 'it is an index of a partition only'
+    FROM col AS c
+         JOIN pg_index AS i ON i.indrelid = c.attrelid AND c.attnum = ANY (i.indkey)
+    WHERE c.attrelid <> relation AND NOT EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = i.indexrelid)
+    UNION
+    SELECT pg_describe_object(d.classid, d.objid, d.objsubid), 'it is about the column'
+    FROM col AS c JOIN pg_depend AS d ON d.refclassid = 'pg_class'::regclass
+         AND d.refobjid = c.attrelid AND d.refobjsubid = c.attnum
+    WHERE d.classid = 'pg_statistic_ext'::regclass
+$$;
+COMMENT ON FUNCTION colcrypt.online_obstacles(regclass, name) IS
+    'what must go before encrypt_column_online() can encrypt a column, and why';
+
+-- What the table has on the plaintext column, as it would be on the encrypted one: in
+-- PostgreSQL's own words, while that has its name. Needs the table for itself.
+CREATE FUNCTION colcrypt.wanted_indexes(relation regclass, column_name name)
+    RETURNS TABLE (index oid, name name, is_unique boolean, rest text, twin oid)
+    LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    shadow CONSTANT name := colcrypt.shadow_of(relation, column_name);
+    plain_number CONSTANT smallint := (
+        SELECT a.attnum FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = column_name);
+    shadow_number CONSTANT smallint := (
+        SELECT a.attnum FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = shadow);
+    there record;
+    -- Indexes of the encrypted column, each with its definition behind it.
+    made text[] := '{}';
+BEGIN
+    FOR there IN
+        SELECT i.indexrelid AS oid, i.indisunique,
+               substr(pg_get_indexdef(i.indexrelid),
+                      length(format('CREATE %sINDEX %I', CASE WHEN i.indisunique THEN 'UNIQUE ' END, c.relname)) + 1)
+                   AS rest
+        FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+        WHERE i.indrelid = relation AND shadow_number = ANY (i.indkey) AND i.indisvalid
+    LOOP
+        made := made || ARRAY[there.oid::text, there.indisunique::text || there.rest];
+    END LOOP;
+    EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO "~colcrypt"', relation, shadow);
+    EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, column_name, shadow);
+    FOR index, name, is_unique, rest IN
+        SELECT i.indexrelid, c.relname, i.indisunique,
+               substr(pg_get_indexdef(i.indexrelid),
+                      length(format('CREATE %sINDEX %I', CASE WHEN i.indisunique THEN 'UNIQUE ' END, c.relname)) + 1)
+        FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+        WHERE i.indrelid = relation AND plain_number = ANY (i.indkey)
+              -- Django makes one beside each unique text column, for LIKE.
+              AND NOT EXISTS (SELECT FROM pg_opclass AS o WHERE o.oid = i.indclass[0] AND i.indkey[0] = plain_number
+                              AND o.opcname LIKE '%\_pattern\_ops')
+        ORDER BY c.relname
+    LOOP
+        twin := NULL;
+        FOR n IN 1 .. cardinality(made) BY 2 LOOP
+            IF made[n + 1] = is_unique::text || rest THEN
+                twin := made[n]::oid;
+            END IF;
+        END LOOP;
+        RETURN NEXT;
+    END LOOP;
+    EXECUTE format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, shadow, column_name);
+    EXECUTE format('ALTER TABLE %s RENAME COLUMN "~colcrypt" TO %I', relation, shadow);
+END
+$$;
+COMMENT ON FUNCTION colcrypt.wanted_indexes(regclass, name) IS
+    'for encrypt_column_online(): the indexes that the encrypted column must have, and which it has';
+
+CREATE FUNCTION colcrypt.prepare_encryption(
+    relation regclass,
+    column_name name,
+    key name,
+    batch_size integer,
+    pause double precision,
+    lock_timeout double precision
+) RETURNS integer
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- Of the trigger, and of the constraint that stands for NOT NULL.
+    marked CONSTANT name := '~colcrypt ' || column_name;
+    type regtype;
+    form record;
+    shadow name;
+    part regclass;
+BEGIN
+    IF batch_size IS NULL OR pause IS NULL OR lock_timeout IS NULL THEN
+        RAISE 'batch_size, pause and lock_timeout must be given' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF NOT lock_timeout BETWEEN 0.001 AND 1000000 THEN
+        RAISE 'lock_timeout must be more than 0, and 1000000 seconds at most' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    PERFORM set_config('lock_timeout', ceil(lock_timeout * 1000)::text, true);
+    type := colcrypt.begin_migration(relation, column_name);
+    shadow := colcrypt.shadow_of(relation, column_name);
+    IF shadow IS NULL THEN
+        form := colcrypt.encrypted_form(relation, column_name, type, key);
+        PERFORM colcrypt.refuse_obstacles(relation, column_name, online => true);
+        shadow := 'colcrypt ' || column_name;
+        EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', relation, shadow, form.target);
+        EXECUTE format('CREATE TRIGGER %I BEFORE INSERT OR UPDATE ON %s FOR EACH ROW '
+                       'EXECUTE FUNCTION colcrypt.keep_in_step(%L, %L)',
+                       marked, relation, column_name, shadow);
+        -- Also for rows that replication brings.
+        FOR part IN SELECT g.tgrelid FROM pg_trigger AS g
+                    WHERE g.tgfoid = 'colcrypt.keep_in_step()'::regprocedure
+                      AND g.tgrelid IN (SELECT p.oid FROM colcrypt.parts(relation) AS p(oid)) LOOP
+            EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I', part, marked);
+        END LOOP;
+        IF (SELECT a.attnotnull FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = column_name) THEN
+            -- Once it is validated, SET NOT NULL need not look at the rows.
+            EXECUTE format('ALTER TABLE %s ADD CONSTRAINT %I CHECK (%I IS NOT NULL) NOT VALID',
+                           relation, marked, shadow);
+        END IF;
+    END IF;
+    RETURN colcrypt.begin_encryption_job(relation, column_name, shadow, batch_size, pause, lock_timeout);
+END
+$$;
+COMMENT ON FUNCTION colcrypt.prepare_encryption(regclass, name, name, integer, double precision, double precision) IS
+    'for encrypt_column_online(): adds the encrypted column and the trigger that keeps it in step; gives the number of the job';
+
+CREATE FUNCTION colcrypt.validate_encryption(relation regclass, column_name name) RETURNS void
+    LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- Of the trigger, and of the constraint that stands for NOT NULL.
+    marked CONSTANT name := '~colcrypt ' || column_name;
+    unproven name;
+BEGIN
+    FOR unproven IN
+        SELECT k.conname FROM pg_constraint AS k JOIN pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)
+        WHERE k.conrelid = relation AND k.contype = 'c' AND NOT k.convalidated
+          AND (a.attname = column_name OR a.attname = colcrypt.shadow_of(relation, column_name))
+          AND (k.conname = marked
+               OR obj_description(k.oid, 'pg_constraint') = 'to be validated by encrypt_column_online()')
+    LOOP
+        EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', relation, unproven);
+        EXECUTE format('COMMENT ON CONSTRAINT %I ON %s IS NULL', unproven, relation);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION colcrypt.validate_encryption(regclass, name) IS
+    'for encrypt_column_online(): validates constraints, without locking the table against writing';
+
+CREATE FUNCTION colcrypt.swap_encryption(relation regclass, column_name name, job integer, lock_timeout double precision)
+    RETURNS boolean
+    LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    -- Of the trigger, and of the constraint that stands for NOT NULL.
+    marked CONSTANT name := '~colcrypt ' || column_name;
+    shadow name;
+    plain pg_attribute;
+    wanted record;
+    constraint_ record;
+    granted record;
+    statements text[] := '{}';
+    missing text[] := '{}';
+    checks text[] := '{}';
+    default_ text;
+    description text;
+    is_partitioned boolean := (SELECT c.relkind = 'p' FROM pg_class AS c WHERE c.oid = relation);
+    statement text;
+BEGIN
+    PERFORM set_config('lock_timeout', ceil(lock_timeout * 1000)::text, true);
+    PERFORM colcrypt.begin_migration(relation, column_name);
+    shadow := colcrypt.shadow_of(relation, column_name);
+    IF shadow IS NULL OR EXISTS (
+        SELECT FROM colcrypt.parts(relation) AS p(oid)
+        WHERE (SELECT c.relkind FROM pg_class AS c WHERE c.oid = p.oid) = 'r' AND NOT EXISTS (
+            SELECT FROM pg_trigger AS g
+            WHERE g.tgrelid = p.oid AND g.tgfoid = 'colcrypt.keep_in_step()'::regprocedure AND g.tgenabled = 'A'
+              AND g.tgname = marked))
+    THEN
+        RAISE 'the trigger that keeps the columns of relation % in step is not there or disabled', relation
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'SELECT abort_encrypt_column() and begin again.';
+    END IF;
+    PERFORM colcrypt.refuse_obstacles(relation, column_name, online => true);
+    SELECT * INTO plain FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = column_name;
+
+    FOR wanted IN SELECT * FROM colcrypt.wanted_indexes(relation, column_name) LOOP
+        IF wanted.twin IS NULL THEN
+            missing := missing || format('CREATE %sINDEX%s%s;', CASE WHEN wanted.is_unique THEN 'UNIQUE ' END,
+                CASE WHEN NOT is_partitioned THEN ' CONCURRENTLY' END,
+                CASE WHEN is_partitioned THEN replace(wanted.rest, ' ON ONLY ', ' ON ') ELSE wanted.rest END);
+            CONTINUE;
+        END IF;
+        SELECT k.conname, k.contype, k.condeferrable, k.condeferred INTO constraint_
+        FROM pg_constraint AS k WHERE k.conindid = wanted.index AND k.conrelid = relation AND k.contype IN ('p', 'u');
+        IF FOUND THEN
+            statements := statements || format('ALTER TABLE %s DROP CONSTRAINT %I', relation, constraint_.conname)
+                || format('ALTER TABLE %s ADD CONSTRAINT %I %s USING INDEX %I%s', relation, constraint_.conname,
+                          CASE constraint_.contype WHEN 'p' THEN 'PRIMARY KEY' ELSE 'UNIQUE' END,
+                          (SELECT c.relname FROM pg_class AS c WHERE c.oid = wanted.twin),
+                          CASE WHEN constraint_.condeferred THEN ' DEFERRABLE INITIALLY DEFERRED'
+                               WHEN constraint_.condeferrable THEN ' DEFERRABLE' END);
+        ELSE
+            statements := statements || format('DROP INDEX %s', wanted.index::regclass)
+                || format('ALTER INDEX %s RENAME TO %I', wanted.twin::regclass, wanted.name);
+        END IF;
+        SELECT obj_description(wanted.index, 'pg_class') INTO description;
+        IF description IS NOT NULL THEN
+            statements := statements || format('COMMENT ON INDEX %s.%I IS %L',
+                (SELECT c.relnamespace::regnamespace FROM pg_class AS c WHERE c.oid = wanted.index), wanted.name, description);
+        END IF;
+        IF (SELECT i.indisclustered FROM pg_index AS i WHERE i.indexrelid = wanted.index) THEN
+            statements := statements || format('ALTER TABLE %s CLUSTER ON %I', relation, wanted.name);
+        END IF;
+        IF (SELECT i.indisreplident FROM pg_index AS i WHERE i.indexrelid = wanted.index) THEN
+            statements := statements || format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', relation, wanted.name);
+        END IF;
+    END LOOP;
+    IF missing <> '{}' THEN
+        RAISE NOTICE 'column "%" of relation % is encrypted and kept in step; indexes are missing', column_name, relation
+            USING DETAIL = array_to_string(missing, E'\n'),
+                  HINT = 'Run these, and CALL encrypt_column_online() again.';
+        PERFORM colcrypt.end_encryption_job(job, 'paused', 'waiting for indexes');
+        RETURN false;
+    END IF;
+
+    IF plain.attnotnull THEN
+        statements := ARRAY[format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL', relation, shadow),
+                            format('ALTER TABLE %s DROP CONSTRAINT %I', relation, marked)] || statements;
+    END IF;
+    SELECT pg_get_expr(d.adbin, d.adrelid) INTO default_ FROM pg_attrdef AS d
+    WHERE d.adrelid = relation AND d.adnum = plain.attnum;
+    description := col_description(relation, plain.attnum);
+    -- A constraint goes with the plaintext column, and comes again in the same words.
+    FOR constraint_ IN
+        SELECT k.conname, pg_get_constraintdef(k.oid) AS definition, k.convalidated
+        FROM pg_constraint AS k
+        WHERE k.conrelid = relation AND k.contype = 'c' AND plain.attnum = ANY (k.conkey)
+    LOOP
+        statements := statements || format('ALTER TABLE %s DROP CONSTRAINT %I', relation, constraint_.conname);
+        IF constraint_.convalidated THEN
+            checks := checks
+                || format('ALTER TABLE %s ADD CONSTRAINT %I %s NOT VALID', relation, constraint_.conname, constraint_.definition)
+                || format('COMMENT ON CONSTRAINT %I ON %s IS %L', constraint_.conname, relation,
+                          'to be validated by encrypt_column_online()');
+        ELSE
+            checks := checks
+                || format('ALTER TABLE %s ADD CONSTRAINT %I %s', relation, constraint_.conname, constraint_.definition);
+        END IF;
+    END LOOP;
+    statements := statements
+        || format('DROP TRIGGER %I ON %s', marked, relation)
+        || format('ALTER TABLE %s DROP COLUMN %I', relation, column_name)
+        || format('ALTER TABLE %s RENAME COLUMN %I TO %I', relation, shadow, column_name)
+        || checks;
+    FOREACH statement IN ARRAY statements LOOP
+        EXECUTE statement;
+    END LOOP;
+    IF default_ IS NOT NULL THEN
+        EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', relation, column_name, default_);
+    END IF;
+    IF description IS NOT NULL THEN
+        EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', relation, column_name, description);
+    END IF;
+    IF plain.attstattarget >= 0 THEN
+        EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', relation, column_name, plain.attstattarget);
+    END IF;
+    FOR granted IN
+        SELECT x.privilege_type, x.is_grantable,
+               CASE x.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(x.grantee)) END AS grantee
+        FROM aclexplode(plain.attacl) AS x
+    LOOP
+        EXECUTE format('GRANT %s (%I) ON %s TO %s%s', granted.privilege_type, column_name, relation, granted.grantee,
+                       CASE WHEN granted.is_grantable THEN ' WITH GRANT OPTION' END);
+    END LOOP;
+    PERFORM colcrypt.end_encryption_job(job, 'done', 'done');
+    RAISE NOTICE 'column "%" of relation % is encrypted; it is the last column now', column_name, relation
+        USING HINT = format('The plaintext is still in the files of the table: VACUUM FULL %s; removes it there.', relation);
+    RETURN true;
+END
+$$;
+COMMENT ON FUNCTION colcrypt.swap_encryption(regclass, name, integer, double precision) IS
+    'for encrypt_column_online(): puts the encrypted column in place of the plaintext one; false if indexes are missing';
+
+CREATE FUNCTION colcrypt.prevent_in_transaction() RETURNS void
+    AS 'MODULE_PATHNAME', 'colcrypt_prevent_in_transaction_wrapper'
+    LANGUAGE c VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION colcrypt.prevent_in_transaction() IS
+    'for encrypt_column_online(): an error inside a transaction block';
+
+-- As rotate_column_online(): nothing that depends on the search path.
+CREATE PROCEDURE encrypt_column_online(
+    relation regclass,
+    column_name name,
+    key name DEFAULT NULL,
+    batch_size integer DEFAULT 1000,
+    pause interval DEFAULT '0',
+    lock_timeout interval DEFAULT '1 second'
+)
+    LANGUAGE plpgsql
+AS $$
+DECLARE
+    job pg_catalog.int4;
+    wait pg_catalog.float8;
+    swapped pg_catalog.bool;
+BEGIN
+    PERFORM colcrypt.prevent_in_transaction();
+    -- Others must not queue behind a lock that cannot be had.
+    LOOP
+        BEGIN
+            job := colcrypt.prepare_encryption(
+                relation, column_name, key, batch_size,
+                pg_catalog.date_part('epoch', pause), pg_catalog.date_part('epoch', lock_timeout));
+            EXIT;
+        EXCEPTION WHEN lock_not_available THEN
+            RAISE NOTICE 'the table is in use; trying again';
+        END;
+        COMMIT;
+        CALL colcrypt.wait_for_next_batch(1);
+    END LOOP;
+    LOOP
+        COMMIT;
+        wait := colcrypt.rotation_step(job);
+        EXIT WHEN wait IS NULL;
+        COMMIT;
+        CALL colcrypt.wait_for_next_batch(wait);
+    END LOOP;
+    COMMIT;
+    PERFORM colcrypt.validate_encryption(relation, column_name);
+    LOOP
+        COMMIT;
+        BEGIN
+            swapped := colcrypt.swap_encryption(
+                relation, column_name, job, pg_catalog.date_part('epoch', lock_timeout));
+            EXIT;
+        EXCEPTION WHEN lock_not_available THEN
+            RAISE NOTICE 'the table is in use; trying again';
+        END;
+        COMMIT;
+        CALL colcrypt.wait_for_next_batch(1);
+    END LOOP;
+    COMMIT;
+    PERFORM colcrypt.validate_encryption(relation, column_name);
+END
+$$;
+COMMENT ON PROCEDURE encrypt_column_online(regclass, name, name, integer, interval, interval) IS
+    'encrypt_column() without a long lock: in batches beside the plaintext column, which it replaces in the end';
+
+CREATE FUNCTION abort_encrypt_column(relation regclass, column_name name) RETURNS bigint
+    LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    shadow name;
+    job integer;
+    rows bigint;
+BEGIN
+    PERFORM colcrypt.begin_migration(relation, column_name);
+    shadow := colcrypt.shadow_of(relation, column_name);
+    IF shadow IS NULL THEN
+        RAISE 'column "%" of relation "%" is not being encrypted', column_name, relation
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    -- Nobody else is at work on it from here on.
+    job := colcrypt.begin_encryption_job(relation, column_name, shadow, 1, 0, 0);
+    SELECT p.rows_rotated INTO rows FROM colcrypt.rotation_progress AS p WHERE p.job = abort_encrypt_column.job;
+    EXECUTE format('DROP TRIGGER %I ON %s', ('~colcrypt ' || column_name)::name, relation);
+    EXECUTE format('ALTER TABLE %s DROP COLUMN %I', relation, shadow);
+    PERFORM colcrypt.end_encryption_job(job, 'cancelled', 'aborted');
+    RETURN rows;
+END
+$$;
+COMMENT ON FUNCTION abort_encrypt_column(regclass, name) IS
+    'give up what encrypt_column_online() has begun: the column is plaintext as before; gives the number of rows that had been encrypted';
