@@ -39,6 +39,12 @@ CREATE FUNCTION colcrypt.migration_counts(
 COMMENT ON FUNCTION colcrypt.migration_counts() IS
     'what encrypt_value(), decrypt_value() and is_own_token() have counted in this session; begins again at zero';
 
+CREATE FUNCTION colcrypt.keep_in_step() RETURNS trigger
+    AS 'MODULE_PATHNAME', 'colcrypt_keep_in_step'
+    LANGUAGE c VOLATILE;
+COMMENT ON FUNCTION colcrypt.keep_in_step() IS
+    'trigger of encrypt_column_online(): encrypts one column into another';
+
 -- What stands in the way of another type: what PostgreSQL would refuse too, but one by
 -- one, and what it would accept and break.
 CREATE FUNCTION colcrypt.migration_obstacles(relation regclass, column_name name)
@@ -67,6 +73,7 @@ AS $$
         SELECT d.classid, d.objid, 0, 'it names the column'
         FROM dependent AS d
         WHERE d.classid = 'pg_trigger'::regclass
+          AND (SELECT g.tgfoid FROM pg_trigger AS g WHERE g.oid = d.objid) <> 'colcrypt.keep_in_step()'::regprocedure
         UNION ALL
         SELECT d.classid, d.objid, 0, 'its list of columns or its row filter names the column'
         FROM dependent AS d

@@ -3,12 +3,6 @@
 -- name and place in constraints and indexes. The batches are those of
 -- rotate_column_online(), with a row in colcrypt.rotation.
 
-CREATE FUNCTION colcrypt.keep_in_step() RETURNS trigger
-    AS 'MODULE_PATHNAME', 'colcrypt_keep_in_step'
-    LANGUAGE c VOLATILE;
-COMMENT ON FUNCTION colcrypt.keep_in_step() IS
-    'trigger of encrypt_column_online(): encrypts one column into another';
-
 CREATE FUNCTION colcrypt.begin_encryption_job(
     relation regclass,
     column_name name,
@@ -27,6 +21,12 @@ CREATE FUNCTION colcrypt.end_encryption_job(job integer, state text, phase text)
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION colcrypt.end_encryption_job(integer, text, text) IS
     'for encrypt_column_online(): ends a job, for now or for good';
+
+CREATE FUNCTION colcrypt.verified_parts(job integer) RETURNS oid[]
+    AS 'MODULE_PATHNAME', 'colcrypt_verified_parts_wrapper'
+    LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION colcrypt.verified_parts(integer) IS
+    'for encrypt_column_online(): the tables that the last pass went through';
 
 -- The encrypted column beside a plaintext one.
 CREATE FUNCTION colcrypt.shadow_of(relation regclass, column_name name) RETURNS name
@@ -92,6 +92,14 @@ AS $$
     FROM col AS c JOIN pg_constraint AS k ON k.conrelid = c.attrelid AND c.attnum = ANY (k.conkey)
          JOIN pg_class AS t ON t.oid = c.attrelid AND t.relkind = 'p'
     WHERE c.attrelid = relation AND k.contype IN ('p', 'u')
+    UNION
+    -- tgtype: of rows (1), before (2), INSERT (4) or UPDATE (16).
+    SELECT pg_describe_object('pg_trigger'::regclass, g.oid, 0),
+           'it fires after the trigger that encrypts what it may change: its name sorts after "~colcrypt"'
+    FROM part AS p JOIN pg_trigger AS g ON g.tgrelid = p.oid
+    WHERE NOT g.tgisinternal AND g.tgtype & 3 = 3 AND g.tgtype & 20 <> 0
+      AND g.tgname > '~colcrypt'::name COLLATE "C"
+      AND g.tgfoid <> 'colcrypt.keep_in_step()'::regprocedure
     UNION
     SELECT pg_describe_object('pg_class'::regclass, i.indexrelid, 0), 'it is an index of a partition only'
     FROM col AS c
@@ -174,7 +182,7 @@ CREATE FUNCTION colcrypt.prepare_encryption(
 AS $$
 DECLARE
     -- Of the trigger, and of the constraint that stands for NOT NULL.
-    marked CONSTANT name := '~colcrypt ' || column_name;
+    marked name;
     type regtype;
     form record;
     shadow name;
@@ -192,11 +200,17 @@ BEGIN
     IF shadow IS NULL THEN
         form := colcrypt.encrypted_form(relation, column_name, type, key);
         PERFORM colcrypt.refuse_obstacles(relation, column_name, online => true);
-        shadow := 'colcrypt ' || column_name;
+        -- A long name is cut off, and must be one of a kind nevertheless.
+        shadow := 'colcrypt ' || CASE WHEN octet_length(column_name) > 53 THEN
+            (SELECT a.attnum || ' ' FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = column_name)
+            ELSE '' END || column_name;
+        marked := '~' || shadow;
         EXECUTE format('ALTER TABLE %s ADD COLUMN %I %s', relation, shadow, form.target);
         EXECUTE format('CREATE TRIGGER %I BEFORE INSERT OR UPDATE ON %s FOR EACH ROW '
+                       -- So that neither column can be dropped or be of another type.
+                       'WHEN (NEW.%I IS NOT NULL OR NEW.%I IS NOT NULL OR true) '
                        'EXECUTE FUNCTION colcrypt.keep_in_step(%L, %L)',
-                       marked, relation, column_name, shadow);
+                       marked, relation, column_name, shadow, column_name, shadow);
         -- Also for rows that replication brings.
         FOR part IN SELECT g.tgrelid FROM pg_trigger AS g
                     WHERE g.tgfoid = 'colcrypt.keep_in_step()'::regprocedure
@@ -208,6 +222,12 @@ BEGIN
             EXECUTE format('ALTER TABLE %s ADD CONSTRAINT %I CHECK (%I IS NOT NULL) NOT VALID',
                            relation, marked, shadow);
         END IF;
+    END IF;
+    IF key IS NOT NULL AND colcrypt.modifier_of_key(key) IS DISTINCT FROM (
+        SELECT a.atttypmod FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = shadow)
+    THEN
+        RAISE 'column "%" of relation "%" is being encrypted under another key', column_name, relation
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'SELECT abort_encrypt_column() and begin again.';
     END IF;
     RETURN colcrypt.begin_encryption_job(relation, column_name, shadow, batch_size, pause, lock_timeout);
 END
@@ -221,7 +241,7 @@ CREATE FUNCTION colcrypt.validate_encryption(relation regclass, column_name name
 AS $$
 DECLARE
     -- Of the trigger, and of the constraint that stands for NOT NULL.
-    marked CONSTANT name := '~colcrypt ' || column_name;
+    marked CONSTANT name := '~' || colcrypt.shadow_of(relation, column_name);
     unproven name;
 BEGIN
     FOR unproven IN
@@ -246,7 +266,7 @@ CREATE FUNCTION colcrypt.swap_encryption(relation regclass, column_name name, jo
 AS $$
 DECLARE
     -- Of the trigger, and of the constraint that stands for NOT NULL.
-    marked CONSTANT name := '~colcrypt ' || column_name;
+    marked CONSTANT name := '~' || colcrypt.shadow_of(relation, column_name);
     shadow name;
     plain pg_attribute;
     wanted record;
@@ -275,6 +295,13 @@ BEGIN
                   HINT = 'SELECT abort_encrypt_column() and begin again.';
     END IF;
     PERFORM colcrypt.refuse_obstacles(relation, column_name, online => true);
+    -- Partitions that came later were not verified.
+    IF EXISTS (SELECT p.oid FROM colcrypt.parts(relation) AS p(oid) JOIN pg_class AS c ON c.oid = p.oid
+               WHERE c.relkind = 'r'
+               EXCEPT
+               SELECT unnest(r.verified) FROM colcrypt.verified_parts(job) AS r(verified)) THEN
+        RETURN NULL;
+    END IF;
     SELECT * INTO plain FROM pg_attribute AS a WHERE a.attrelid = relation AND a.attname = column_name;
 
     FOR wanted IN SELECT * FROM colcrypt.wanted_indexes(relation, column_name) LOOP
@@ -373,7 +400,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION colcrypt.swap_encryption(regclass, name, integer, double precision) IS
-    'for encrypt_column_online(): puts the encrypted column in place of the plaintext one; false if indexes are missing';
+    'for encrypt_column_online(): puts the encrypted column in place of the plaintext one; false if indexes are missing, NULL if there are new partitions';
 
 CREATE FUNCTION colcrypt.prevent_in_transaction() RETURNS void
     AS 'MODULE_PATHNAME', 'colcrypt_prevent_in_transaction_wrapper'
@@ -412,25 +439,28 @@ BEGIN
         CALL colcrypt.wait_for_next_batch(1);
     END LOOP;
     LOOP
+        LOOP
+            COMMIT;
+            wait := colcrypt.rotation_step(job);
+            EXIT WHEN wait IS NULL;
+            COMMIT;
+            CALL colcrypt.wait_for_next_batch(wait);
+        END LOOP;
         COMMIT;
-        wait := colcrypt.rotation_step(job);
-        EXIT WHEN wait IS NULL;
-        COMMIT;
-        CALL colcrypt.wait_for_next_batch(wait);
-    END LOOP;
-    COMMIT;
-    PERFORM colcrypt.validate_encryption(relation, column_name);
-    LOOP
-        COMMIT;
-        BEGIN
-            swapped := colcrypt.swap_encryption(
-                relation, column_name, job, pg_catalog.date_part('epoch', lock_timeout));
-            EXIT;
-        EXCEPTION WHEN lock_not_available THEN
-            RAISE NOTICE 'the table is in use; trying again';
-        END;
-        COMMIT;
-        CALL colcrypt.wait_for_next_batch(1);
+        PERFORM colcrypt.validate_encryption(relation, column_name);
+        LOOP
+            COMMIT;
+            BEGIN
+                swapped := colcrypt.swap_encryption(
+                    relation, column_name, job, pg_catalog.date_part('epoch', lock_timeout));
+                EXIT;
+            EXCEPTION WHEN lock_not_available THEN
+                RAISE NOTICE 'the table is in use; trying again';
+            END;
+            COMMIT;
+            CALL colcrypt.wait_for_next_batch(1);
+        END LOOP;
+        EXIT WHEN swapped IS NOT NULL;
     END LOOP;
     COMMIT;
     PERFORM colcrypt.validate_encryption(relation, column_name);
@@ -445,8 +475,8 @@ CREATE FUNCTION abort_encrypt_column(relation regclass, column_name name) RETURN
 AS $$
 DECLARE
     shadow name;
-    job integer;
-    rows bigint;
+    number integer;
+    done bigint;
 BEGIN
     PERFORM colcrypt.begin_migration(relation, column_name);
     shadow := colcrypt.shadow_of(relation, column_name);
@@ -455,12 +485,12 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
     -- Nobody else is at work on it from here on.
-    job := colcrypt.begin_encryption_job(relation, column_name, shadow, 1, 0, 0);
-    SELECT p.rows_rotated INTO rows FROM colcrypt.rotation_progress AS p WHERE p.job = abort_encrypt_column.job;
-    EXECUTE format('DROP TRIGGER %I ON %s', ('~colcrypt ' || column_name)::name, relation);
+    number := colcrypt.begin_encryption_job(relation, column_name, shadow, 1, 0, 0);
+    SELECT p.rows_rotated INTO done FROM colcrypt.rotation_progress AS p WHERE p.job = number;
+    EXECUTE format('DROP TRIGGER %I ON %s', ('~' || shadow)::name, relation);
     EXECUTE format('ALTER TABLE %s DROP COLUMN %I', relation, shadow);
-    PERFORM colcrypt.end_encryption_job(job, 'cancelled', 'aborted');
-    RETURN rows;
+    PERFORM colcrypt.end_encryption_job(number, 'cancelled', 'aborted');
+    RETURN done;
 END
 $$;
 COMMENT ON FUNCTION abort_encrypt_column(regclass, name) IS

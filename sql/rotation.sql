@@ -21,6 +21,8 @@ CREATE TABLE colcrypt.rotation (
     column_name         name        NOT NULL,
     -- For encrypt_column_online(): the encrypted column beside it.
     shadow              name,
+    -- The tables that have been verified.
+    verified            oid[],
     -- Whose rights a background worker has, and what it seals with: as the session did
     -- that asked for it.
     role                oid         NOT NULL,
@@ -66,27 +68,32 @@ CREATE VIEW colcrypt.rotation_progress AS
     SELECT r.job,
            r.relation::regclass AS relation,
            r.column_name,
-           CASE WHEN r.state = 'running'
-                     -- A background worker needs a moment.
-                     AND NOT (r.phase = 'starting' AND r.background
-                              AND r.updated_at > pg_catalog.clock_timestamp() - interval '10 seconds')
-                     AND NOT EXISTS (
-                         SELECT FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_database AS d ON d.oid = l.database
-                         WHERE d.datname = pg_catalog.current_database() AND l.locktype = 'object'
-                           AND l.classid = 'colcrypt.rotation'::pg_catalog.regclass
-                           AND l.objid = r.job::pg_catalog.oid AND l.mode = 'ExclusiveLock')
-                THEN 'interrupted' ELSE r.state END AS state,
+           now.state,
            r.phase,
            greatest(r.blocks_total, r.parts_blocks + r.next_block) AS blocks_total,
            r.parts_blocks + r.next_block AS blocks_done,
            r.rows_rotated,
            r.pass_skipped AS rows_skipped,
            r.rows_per_second,
-           r.estimated_end,
-           r.last_error,
+           CASE WHEN now.state = 'running' THEN r.estimated_end END AS estimated_end,
+           -- It may be what a trigger has said.
+           CASE WHEN pg_catalog.pg_has_role(r.role, 'USAGE') THEN r.last_error END AS last_error,
            r.started_at,
            r.updated_at
-    FROM colcrypt.rotation AS r;
+    FROM colcrypt.rotation AS r
+         CROSS JOIN LATERAL (
+             SELECT CASE WHEN r.state = 'running'
+                              -- A background worker needs a moment.
+                              AND NOT (r.phase = 'starting' AND r.background
+                                       AND r.updated_at > pg_catalog.clock_timestamp() - interval '10 seconds')
+                              AND NOT EXISTS (
+                                  SELECT FROM pg_catalog.pg_locks AS l
+                                       JOIN pg_catalog.pg_database AS d ON d.oid = l.database
+                                  WHERE d.datname = pg_catalog.current_database() AND l.locktype = 'object'
+                                    AND l.classid = 'colcrypt.rotation'::pg_catalog.regclass
+                                    AND l.objid = r.job::pg_catalog.oid AND l.mode = 'ExclusiveLock')
+                         THEN 'interrupted' ELSE r.state END AS state
+         ) AS now;
 COMMENT ON VIEW colcrypt.rotation_progress IS 'rotations in batches and columns that are being encrypted, and how far each is';
 COMMENT ON COLUMN colcrypt.rotation_progress.job IS 'number of the rotation';
 COMMENT ON COLUMN colcrypt.rotation_progress.relation IS 'table that is rotated, with its partitions and what inherits from it';
@@ -99,7 +106,7 @@ COMMENT ON COLUMN colcrypt.rotation_progress.rows_rotated IS 'rows that have a n
 COMMENT ON COLUMN colcrypt.rotation_progress.rows_skipped IS 'rows that others had locked, in this phase';
 COMMENT ON COLUMN colcrypt.rotation_progress.rows_per_second IS 'rows rotated in each second, since it was started or resumed';
 COMMENT ON COLUMN colcrypt.rotation_progress.estimated_end IS 'when this phase is likely to end';
-COMMENT ON COLUMN colcrypt.rotation_progress.last_error IS 'why it failed';
+COMMENT ON COLUMN colcrypt.rotation_progress.last_error IS 'why it failed; for those who may have the rights of who has asked for it';
 COMMENT ON COLUMN colcrypt.rotation_progress.started_at IS 'when it was first started';
 COMMENT ON COLUMN colcrypt.rotation_progress.updated_at IS 'when its last batch ended';
 GRANT SELECT ON colcrypt.rotation_progress TO PUBLIC;

@@ -299,3 +299,35 @@ CREATE FUNCTION colcrypt.keep_masked() RETURNS trigger
     LANGUAGE c VOLATILE;
 COMMENT ON FUNCTION colcrypt.keep_masked() IS
     'trigger BEFORE UPDATE: keeps the old value of the named columns where the new one is the mask';
+
+CREATE FUNCTION colcrypt.verifications() RETURNS TABLE (
+    pid integer,
+    relation oid,
+    attribute smallint,
+    rows_done bigint,
+    rows_expected bigint,
+    started_at timestamptz
+)
+    AS 'MODULE_PATHNAME', 'colcrypt_verifications_wrapper'
+    LANGUAGE c VOLATILE STRICT PARALLEL RESTRICTED ROWS 10;
+COMMENT ON FUNCTION colcrypt.verifications() IS
+    'what the view colcrypt.verify_progress shows';
+
+CREATE VIEW colcrypt.verify_progress AS
+    SELECT v.pid,
+           v.relation::regclass AS relation,
+           a.attname AS column_name,
+           v.rows_done,
+           v.rows_expected,
+           v.started_at
+    FROM colcrypt.verifications() AS v
+         LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = v.relation AND a.attnum = v.attribute;
+COMMENT ON VIEW colcrypt.verify_progress IS
+    'sessions that run colcrypt.verify_column(), and how far each is; of others only with shared_preload_libraries';
+COMMENT ON COLUMN colcrypt.verify_progress.pid IS 'process of the session';
+COMMENT ON COLUMN colcrypt.verify_progress.relation IS 'table that is verified';
+COMMENT ON COLUMN colcrypt.verify_progress.column_name IS 'column that is verified';
+COMMENT ON COLUMN colcrypt.verify_progress.rows_done IS 'values that were opened, or could not be';
+COMMENT ON COLUMN colcrypt.verify_progress.rows_expected IS 'rows that the table is believed to have, by its last ANALYZE or VACUUM';
+COMMENT ON COLUMN colcrypt.verify_progress.started_at IS 'when it began';
+GRANT SELECT ON colcrypt.verify_progress TO PUBLIC;

@@ -57,6 +57,13 @@ mod raw {
         pub(super) fn die(signal: i32);
         // src/include/postmaster/interrupt.h
         pub(super) fn SignalHandlerForConfigReload(signal: i32);
+        // src/include/utils/datum.h
+        pub(super) fn datumIsEqual(
+            left: pg_sys::Datum,
+            right: pg_sys::Datum,
+            by_value: bool,
+            length: i32,
+        ) -> bool;
         // src/include/miscadmin.h
         pub(super) fn InSecurityRestrictedOperation() -> bool;
         // src/include/nodes/nodeFuncs.h
@@ -230,6 +237,20 @@ pub(crate) unsafe fn planstate_tree_walker(
 ) -> bool {
     // SAFETY: by the caller's word.
     unsafe { pg_guard_ffi_boundary(|| raw::planstate_tree_walker(state, walker, context)) }
+}
+
+/// Whether two values of an attribute are the same bytes.
+///
+/// # Safety
+/// Values of its type.
+pub(crate) unsafe fn is_same_datum(
+    attribute: &pg_sys::FormData_pg_attribute,
+    left: pg_sys::Datum,
+    right: pg_sys::Datum,
+) -> bool {
+    let (by_value, length) = (attribute.attbyval, attribute.attlen.into());
+    // SAFETY: by the caller's word.
+    unsafe { pg_guard_ffi_boundary(|| raw::datumIsEqual(left, right, by_value, length)) }
 }
 
 /// Whether this backend runs a VACUUM that is not a VACUUM FULL.
@@ -473,6 +494,28 @@ pub(crate) fn may_execute(
                 == pg_sys::AclResult::ACLCHECK_OK
         })
     }
+}
+
+/// How many rows a relation and what belongs to it are believed to have.
+pub(crate) fn estimated_rows(oid: pg_sys::Oid) -> f32 {
+    let all = find_all_inheritors(oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
+    let rows = all.into_iter().map(|oid| {
+        // SAFETY: a syscache look-up; the row is copied from before it is released.
+        unsafe {
+            let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
+            let tuple = pg_sys::SearchSysCache1(cache, oid.into());
+            if tuple.is_null() {
+                return 0.0;
+            }
+            let class: pg_sys::Form_pg_class = pg_sys::GETSTRUCT(tuple).cast();
+            // A partitioned table has the sum of its partitions; -1 is not known.
+            let is_whole = (*class).relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE;
+            let rows = if is_whole { 0.0 } else { (*class).reltuples };
+            pg_sys::ReleaseSysCache(tuple);
+            rows.max(0.0)
+        }
+    });
+    rows.sum()
 }
 
 /// The owner of a relation; invalid if there is none.

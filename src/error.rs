@@ -163,6 +163,8 @@ pub(crate) enum Error {
     Rotation { relation: String, why: &'static str },
     #[error("a trigger does not let a row of \"{relation}\" be updated")]
     TriggerRefuses { relation: String },
+    #[error("a trigger changes a key of a row of \"{relation}\"")]
+    TriggerChangesKey { relation: String },
     #[error("{0} cannot run inside a transaction block")]
     InTransaction(&'static str),
     #[error("a background worker does not have the keys of this session")]
@@ -382,9 +384,10 @@ impl Error {
             Self::BadKeyName => Code::ERRCODE_INVALID_NAME,
             Self::Trigger(_) => Code::ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED,
             Self::Serialization => Code::ERRCODE_T_R_SERIALIZATION_FAILURE,
-            Self::Rotation { .. } | Self::TriggerRefuses { .. } | Self::RotationRuns { .. } => {
-                Code::ERRCODE_OBJECT_IN_USE
-            }
+            Self::Rotation { .. }
+            | Self::TriggerRefuses { .. }
+            | Self::TriggerChangesKey { .. }
+            | Self::RotationRuns { .. } => Code::ERRCODE_OBJECT_IN_USE,
             Self::InTransaction(_) => Code::ERRCODE_ACTIVE_SQL_TRANSACTION,
             Self::TemporaryTable | Self::Encryption { .. } => Code::ERRCODE_FEATURE_NOT_SUPPORTED,
             Self::NoRotation { .. } => Code::ERRCODE_UNDEFINED_OBJECT,
@@ -546,7 +549,7 @@ impl Error {
             Self::NotTable { hint, .. } | Self::WrongType { hint, .. } => hint,
             Self::GeneratedColumn { .. } => "Rotate the column that it is computed from.",
             Self::Rotation { .. } => "Run the rotation again.",
-            Self::TriggerRefuses { .. } => {
+            Self::TriggerRefuses { .. } | Self::TriggerChangesKey { .. } => {
                 "With fire_triggers => false it is rotated without them."
             }
             Self::InTransaction(_) => {

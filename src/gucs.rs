@@ -233,6 +233,26 @@ pub(crate) fn seal_with(algorithm: &str, write_key: &str) {
     }
 }
 
+/// Has this process begin transactions as a rotation wants them, whatever the settings of
+/// the database.
+pub(crate) fn work_by_default() {
+    for (name, value) in [
+        (c"default_transaction_read_only", c"off"),
+        (c"default_transaction_isolation", c"read committed"),
+        (c"default_transaction_deferrable", c"off"),
+    ] {
+        // SAFETY: as a SET of the session.
+        unsafe {
+            pg_sys::SetConfigOption(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+            );
+        }
+    }
+}
+
 /// The settings that name sources.
 pub(crate) fn sources() -> Sources {
     SOURCES.borrow().clone()

@@ -240,6 +240,16 @@ unsafe extern "C-unwind" fn end_statement() {
     }
 }
 
+/// Runs `work`, whose statements are part of what is under way: what was counted until
+/// now is not theirs.
+pub(crate) fn as_part<T>(work: impl FnOnce() -> T) -> T {
+    // After an error it stays too high until the (sub)transaction ends.
+    NESTING.set(NESTING.get() + 1);
+    let result = work();
+    NESTING.set(NESTING.get().saturating_sub(1));
+    result
+}
+
 /// Subtransactions begin and end inside each other.
 #[pg_guard]
 unsafe extern "C-unwind" fn at_subtransaction(

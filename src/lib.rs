@@ -25,6 +25,7 @@ mod log_hook;
 mod managed_keys;
 mod migration;
 mod own_tables;
+mod progress;
 mod relations;
 mod role_access;
 mod rotation;
@@ -41,6 +42,9 @@ mod verify;
 mod in_server_tests;
 
 ::pgrx::pg_module_magic!(name, version);
+
+/// How often long work says how far it is.
+const PROGRESS_INTERVAL: core::time::Duration = core::time::Duration::from_secs(10);
 
 extension_sql_file!("../sql/admin.sql", name = "admin", bootstrap);
 extension_sql_file!("../sql/types.sql", name = "types", requires = ["admin"]);

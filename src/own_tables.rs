@@ -7,6 +7,7 @@ use pgrx::prelude::*;
 
 use crate::compat;
 use crate::error::Error;
+use crate::hooks;
 
 /// The OID of a table in schema `colcrypt`.
 ///
@@ -66,7 +67,7 @@ pub(crate) fn as_owner<T>(work: impl FnOnce() -> Result<T, pgrx::spi::Error>) ->
             0,
             false,
         );
-        let result = work();
+        let result = hooks::as_part(work);
         pg_sys::AtEOXact_GUC(false, level);
         pg_sys::SetUserIdAndSecContext(user, security);
         result.map_err(|_| Error::OwnTable("it could not be read or written"))

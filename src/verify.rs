@@ -10,11 +10,12 @@ use pgrx::prelude::*;
 use zeroize::Zeroizing;
 
 use crate::error::Error;
+use crate::progress::{self, Watched};
 use crate::relations::ReadableColumn;
 use crate::types::EncryptedType;
 use crate::types::datum::{Call, Record};
 use crate::types::json;
-use crate::{access, sealing};
+use crate::{access, compat, sealing};
 
 /// `colcrypt.verify_value(type)`: key and suite of a value, and why it cannot be opened;
 /// NULL if it can.
@@ -24,6 +25,7 @@ pub(crate) fn verify_value<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
     let value = unsafe { call.varlena(0) };
     let stored = Stored::parse(&value).ok();
     let failure = open(T::PAYLOAD, &value).err();
+    progress::count_row();
     let columns = [
         stored.and_then(|stored| stored.key_id().to_string().into_datum()),
         stored.and_then(|stored| stored.suite().name().into_datum()),
@@ -66,9 +68,13 @@ fn colcrypt_verify_column(
     ErrorReport,
 > {
     access::check_decrypt()?;
+    let oid = relation;
     let ReadableColumn {
-        relation, column, ..
-    } = ReadableColumn::find(relation, column_name)?;
+        relation,
+        column,
+        attribute,
+    } = ReadableColumn::find(oid, column_name)?;
+    let _watched = Watched::begin(oid, attribute, compat::estimated_rows(oid));
     let query = format!(
         "WITH failure AS (
              SELECT (v).key_id, (v).suite, (v).failure, pg_catalog.count(*) AS rows,

@@ -10,7 +10,7 @@ use pgrx::prelude::*;
 use super::{ACTIVE, STATE, ServerRing, Source, keeper, published};
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
-use crate::{gucs, rotation, stats};
+use crate::{gucs, progress, rotation, stats};
 
 struct Preload {
     /// Whether the library is loaded by `shared_preload_libraries`. Backends inherit
@@ -54,7 +54,10 @@ pub(crate) fn start() {
     if !is_preloaded() {
         return;
     }
-    if let Err(error) = published::install().and_then(|()| stats::install()) {
+    if let Err(error) = published::install()
+        .and_then(|()| stats::install())
+        .and_then(|()| progress::install())
+    {
         Error::NoSharedMemory(error.to_string()).raise();
     }
     take_environment();

@@ -3,13 +3,14 @@
 
 use core::ffi::CStr;
 
-use colcrypt_core::Payload;
+use colcrypt_core::{Payload, is_reserved};
 use pgrx::prelude::*;
 use zeroize::Zeroizing;
 
 use super::TOKEN_START;
 use crate::error::{Error, Wire};
 use crate::relations::{find_column, find_modifier, payload_of_column, relation_name};
+use crate::sealing::Sealer;
 use crate::types::datum::{Call, Detoasted, Varlena, VarlenaBuf, per_value_function};
 use crate::types::plain::Plain;
 use crate::types::{functions, json};
@@ -38,13 +39,24 @@ impl Pair {
         let name = relation_name(relation).unwrap_or_default();
         let source = find_column(relation, source, &name)?;
         let target_number = find_column(relation, target, &name)?;
+        // SAFETY: the column exists.
+        let source_type = unsafe { pg_sys::getBaseType(pg_sys::get_atttype(relation, source)) };
+        let payload = payload_of_column(relation, target_number, target, &name)?;
+        let expected = match payload {
+            Payload::Text => &[pg_sys::TEXTOID, pg_sys::VARCHAROID, pg_sys::BPCHAROID][..],
+            Payload::Bytea => &[pg_sys::BYTEAOID],
+            Payload::Jsonb => &[pg_sys::JSONBOID, pg_sys::JSONOID],
+        };
+        // Anybody may make a trigger of the function.
+        if !expected.contains(&source_type) {
+            return Err(MISPLACED);
+        }
         Ok(Self {
             source,
-            // SAFETY: the column exists.
-            source_type: unsafe { pg_sys::getBaseType(pg_sys::get_atttype(relation, source)) },
+            source_type,
             target: target_number,
             modifier: find_modifier(relation, target_number),
-            payload: payload_of_column(relation, target_number, target, &name)?,
+            payload,
         })
     }
 
@@ -84,7 +96,11 @@ impl Pair {
         let plain = self.plain(value)?;
         match self.adopted(&plain) {
             Some(adopted) => Ok(adopted),
-            None => sealing::take_in(self.payload, &plain, self.modifier, Wire::Text),
+            // Whatever colcrypt.input says: the column beside it holds plaintext.
+            None if is_reserved(json::unquoted_if(self.payload, &plain)) => {
+                Err(Error::ReservedPrefix(Wire::Text))
+            }
+            None => Sealer::of_new_value(self.modifier)?.seal(self.payload, &plain),
         }
     }
 

@@ -4,19 +4,18 @@
 pub(crate) mod in_step;
 
 use core::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use colcrypt_core::modifier_from_name;
 use pgrx::prelude::*;
 
+use crate::PROGRESS_INTERVAL;
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
 use crate::managed_keys;
 use crate::types::datum::{Call, Record, per_value_function};
 use crate::types::{EncryptedType, functions};
 
-/// How often a long migration says how far it is.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 /// What a Fernet token begins with: version 0x80 and a time before the year 2106, in
 /// base64url.
 const TOKEN_START: &[u8] = b"gAAAAA";

@@ -7,9 +7,10 @@ use pgrx::prelude::*;
 use zeroize::Zeroizing;
 
 use super::fresh::Fresh;
+use super::indexes;
 use super::target::{Table, Target};
 use super::walk::{Fires, Manner, Outcome, Patience, Walk};
-use super::{PROGRESS_INTERVAL, indexes};
+use crate::PROGRESS_INTERVAL;
 use crate::error::Error;
 use crate::keyring;
 use crate::relations::relation_name;

@@ -174,7 +174,7 @@ impl Job {
         made.ok_or(Error::Serialization)
     }
 
-    /// Reads a rotation, whose row is locked until the transaction ends.
+    /// Reads a rotation.
     ///
     /// # Errors
     /// [`Error::NoRotation`].
@@ -186,7 +186,7 @@ impl Job {
                             max_rows_per_second, max_lag_bytes, fire_triggers, pass, pass_rotated,
                             pass_skipped, part, file, next_block, end_block, parts_blocks,
                             blocks_total, rows_rotated, nameout(shadow)
-                     FROM colcrypt.rotation WHERE job = $1 FOR UPDATE",
+                     FROM colcrypt.rotation WHERE job = $1",
                     None,
                     &[id.into()],
                 )?;
@@ -238,7 +238,34 @@ impl Job {
         }
     }
 
-    /// Stores where it stands.
+    /// Whether a value of the column is stale, at one moment, everywhere.
+    ///
+    /// # Errors
+    /// [`Error::OwnTable`].
+    pub(super) fn has_stale_values(&self) -> Result<bool, Error> {
+        let stale: Option<bool> = own_tables::as_owner(|| {
+            Spi::get_one_with_args(
+                "SELECT bool_or(stale) FROM colcrypt.key_usage($1, namein($2))",
+                &[self.relation.into(), self.column.as_c_str().into()],
+            )
+        })?;
+        Ok(stale.unwrap_or_default())
+    }
+
+    /// Stores which tables were verified.
+    ///
+    /// # Errors
+    /// [`Error::OwnTable`].
+    pub(super) fn save_verified(&self, parts: &[pg_sys::Oid]) -> Result<(), Error> {
+        own_tables::as_owner(|| {
+            Spi::run_with_args(
+                "UPDATE colcrypt.rotation SET verified = $2 WHERE job = $1",
+                &[self.id.into(), parts.to_vec().into()],
+            )
+        })
+    }
+
+    /// Stores where it stands; a state that somebody else has given it meanwhile stays.
     ///
     /// # Errors
     /// [`Error::OwnTable`].
@@ -247,7 +274,7 @@ impl Job {
         own_tables::as_owner(|| {
             Spi::run_with_args(
                 "UPDATE colcrypt.rotation
-                 SET state = $2, phase = $3, pass = $4, pass_rotated = $5, pass_skipped = $6, part = $7,
+                 SET state = CASE state WHEN 'running' THEN $2 ELSE state END, phase = $3, pass = $4, pass_rotated = $5, pass_skipped = $6, part = $7,
                      file = $8, next_block = $9, end_block = $10, parts_blocks = $11,
                      blocks_total = $12, rows_rotated = $13, rows_per_second = $14,
                      estimated_end = clock_timestamp() + make_interval(secs => $15),
@@ -335,6 +362,20 @@ pub(super) fn find(id: i32) -> Result<Asked, Error> {
         })
     })?;
     found.ok_or(Error::NoRotation { job: id })
+}
+
+/// The tables that were verified.
+///
+/// # Errors
+/// [`Error::OwnTable`].
+pub(super) fn verified(id: i32) -> Result<Vec<pg_sys::Oid>, Error> {
+    let parts: Option<Vec<pg_sys::Oid>> = own_tables::as_owner(|| {
+        or_none(Spi::get_one_with_args(
+            "SELECT verified FROM colcrypt.rotation WHERE job = $1",
+            &[id.into()],
+        ))
+    })?;
+    Ok(parts.unwrap_or_default())
 }
 
 /// The rotations that a background worker was at work on.

@@ -18,8 +18,3 @@ mod worker;
 
 pub(crate) use job::let_go;
 pub(crate) use launcher::register;
-
-use std::time::Duration;
-
-/// How often a long rotation says how far it is.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);

@@ -19,7 +19,8 @@ use super::fresh::Fresh;
 use super::job::{self, Job, Pace, Place, Request};
 use super::target::{Table, Target};
 use super::walk::{Fires, Manner, Outcome, Patience, Walk};
-use super::{PROGRESS_INTERVAL, indexes, replicas, worker};
+use super::{indexes, replicas, worker};
+use crate::PROGRESS_INTERVAL;
 use crate::backend_local::BackendLocal;
 use crate::compat;
 use crate::error::Error;
@@ -179,6 +180,7 @@ fn colcrypt_rotation_step(job: i32) -> Result<Option<f64>, ErrorReport> {
 /// # Errors
 /// [`Error::NoRotation`], [`Error::RotationRuns`]; as `rotate_column()`.
 pub(super) fn step(id: i32) -> Result<Next, Error> {
+    Target::check_owner(job::find(id)?.relation)?;
     job::hold(id)?;
     let mut job = Job::load(id)?;
     if job.state != "running" {
@@ -263,9 +265,12 @@ fn end_pass(mut job: Job, target: &Target<'_>) -> Result<Next, Error> {
     if is_through && job.shadow.is_some() && pass > 1 {
         job.place = job.place.next_pass();
         job.save("running", "encrypted", &pace)?;
+        job.save_verified(&target.parts())?;
         return Ok(Next::Done);
     }
-    if is_through && job.shadow.is_none() {
+    // What it has met does not tell: an UPDATE by somebody else may have moved a row from
+    // what was still to come to what was through.
+    if is_through && job.shadow.is_none() && !job.has_stale_values()? {
         job.save("done", "done", &pace)?;
         job::let_go();
         RUN.set(None);
@@ -283,7 +288,7 @@ fn end_pass(mut job: Job, target: &Target<'_>) -> Result<Next, Error> {
     job.save("running", job.phase(), &pace)?;
     // Where others keep rows locked, it is not always reading the table.
     let pass_time = run.map_or(RETRY, |run| run.pass_started.elapsed());
-    Ok(Next::Wait(if pass_rotated == 0 && pass_skipped > 0 {
+    Ok(Next::Wait(if pass_rotated == 0 {
         pass_time.clamp(RETRY, LONGEST_RETRY)
     } else {
         Duration::ZERO
@@ -491,6 +496,12 @@ fn colcrypt_begin_encryption(
     Target::resolve(relation, shadow)?;
     keyring::current().primary()?;
     Ok(Job::begin(&request, false)?)
+}
+
+/// The tables that were verified for `encrypt_column_online()`.
+#[pg_extern(sql = false)]
+fn colcrypt_verified_parts(job: i32) -> Result<Vec<pg_sys::Oid>, ErrorReport> {
+    Ok(job::verified(job)?)
 }
 
 /// Ends a job of `encrypt_column_online()` for now, or for good.

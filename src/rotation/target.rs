@@ -67,6 +67,19 @@ impl<'a> Target<'a> {
         }
     }
 
+    /// Whether the current user owns the relation, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::NotOwner`].
+    pub(super) fn check_owner(relation: pg_sys::Oid) -> Result<(), Error> {
+        match relation_name(relation) {
+            Some(relation_name) if !compat::owns_relation(relation) => Err(Error::NotOwner {
+                relation: relation_name,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     fn judge(relation: pg_sys::Oid, column: &'a CStr) -> Result<Self, Error> {
         let name = relation_name(relation).ok_or(Error::NoRelation(relation.to_u32()))?;
         let owned = compat::owns_relation(relation);

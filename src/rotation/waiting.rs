@@ -2,10 +2,12 @@
 
 use core::panic::AssertUnwindSafe;
 
+use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 
 /// What `work` gives; None if it had to wait for one lock longer than so many
-/// milliseconds. Then whatever it did is undone.
+/// milliseconds. Then whatever it did is undone, as it is if it fails. It must not keep
+/// what belongs to a subtransaction, like the pin of a buffer.
 pub(super) fn at_most<T>(milliseconds: i32, work: impl FnOnce() -> T) -> Option<T> {
     // SAFETY: a subtransaction, as PL/pgSQL makes one for a block that handles errors
     // (exec_stmt_block() of pl_exec.c); its end puts memory and resources back.
@@ -16,16 +18,28 @@ pub(super) fn at_most<T>(milliseconds: i32, work: impl FnOnce() -> T) -> Option<
         pg_sys::CurrentMemoryContext = memory;
         pg_sys::LockTimeout = milliseconds;
         let result = PgTryBuilder::new(AssertUnwindSafe(|| Some(work())))
-            .catch_when(PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE, |_| None)
+            .catch_others(|error| {
+                pg_sys::CurrentMemoryContext = memory;
+                pg_sys::RollbackAndReleaseCurrentSubTransaction();
+                pg_sys::CurrentMemoryContext = memory;
+                pg_sys::CurrentResourceOwner = owner;
+                match &error {
+                    CaughtError::PostgresError(report)
+                        if report.sql_error_code()
+                            == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE =>
+                    {
+                        None
+                    }
+                    _ => error.rethrow(),
+                }
+            })
             .finally(|| pg_sys::LockTimeout = timeout)
             .execute();
         if result.is_some() {
             pg_sys::ReleaseCurrentSubTransaction();
-        } else {
-            pg_sys::RollbackAndReleaseCurrentSubTransaction();
+            pg_sys::CurrentMemoryContext = memory;
+            pg_sys::CurrentResourceOwner = owner;
         }
-        pg_sys::CurrentMemoryContext = memory;
-        pg_sys::CurrentResourceOwner = owner;
         result
     }
 }

@@ -275,7 +275,7 @@ impl Walk {
                 if self.manner.fires == Fires::Users && !locked {
                     // Triggers see the row that will be updated.
                     let (row, mode) = ((*self.old).tts_tid, LOCK_MODE);
-                    match self.lock_row(row, mode, patience)? {
+                    match self.lock_row(row, mode, patience) {
                         Result::TM_Ok => {}
                         Result::TM_Deleted if !sees_one_snapshot() => {
                             return Ok(Outcome::Skipped);
@@ -295,6 +295,9 @@ impl Walk {
                     return Err(Error::TriggerRefuses { relation });
                 }
                 self.compute_generated_columns();
+                if self.manner.fires == Fires::Users {
+                    self.check_changes()?;
+                }
                 let mut lock_mode = LOCK_MODE;
                 let mut update_indexes = false;
                 let updated = pg_guard_ffi_boundary(|| {
@@ -325,7 +328,7 @@ impl Walk {
                     }
                     Result::TM_Deleted => return Ok(Outcome::Skipped),
                     Result::TM_Updated | Result::TM_BeingModified => {
-                        match self.lock_row(row, lock_mode, patience)? {
+                        match self.lock_row(row, lock_mode, patience) {
                             Result::TM_Ok => {}
                             Result::TM_Deleted => return Ok(Outcome::Skipped),
                             Result::TM_WouldBlock => return Ok(Outcome::Locked),
@@ -349,22 +352,30 @@ impl Walk {
         row: pg_sys::ItemPointerData,
         mode: pg_sys::LockTupleMode::Type,
         patience: Patience,
-    ) -> Result<pg_sys::TM_Result::Type, Error> {
+    ) -> pg_sys::TM_Result::Type {
         use pg_sys::LockWaitPolicy::{LockWaitBlock, LockWaitSkip};
         use pg_sys::TM_Result::TM_WouldBlock;
         // SAFETY: as the caller of `begin` promises.
         unsafe {
             match patience {
-                Patience::Endless => Ok(self.try_lock_row(row, mode, LockWaitBlock)),
-                Patience::None => Ok(self.try_lock_row(row, mode, LockWaitSkip)),
+                Patience::Endless => self.try_lock_row(row, mode, LockWaitBlock, self.old),
+                Patience::None => self.try_lock_row(row, mode, LockWaitSkip, self.old),
                 Patience::Milliseconds(most) => {
-                    let locked = self.try_lock_row(row, mode, LockWaitSkip);
+                    let locked = self.try_lock_row(row, mode, LockWaitSkip, self.old);
                     if locked != TM_WouldBlock {
-                        return Ok(locked);
+                        return locked;
                     }
-                    let locked =
-                        waiting::at_most(most, || self.try_lock_row(row, mode, LockWaitBlock));
-                    Ok(locked.unwrap_or(TM_WouldBlock))
+                    let waited = waiting::at_most(most, || {
+                        let slot = pg_sys::table_slot_create(self.relation, core::ptr::null_mut());
+                        let locked = self.try_lock_row(row, mode, LockWaitBlock, slot);
+                        pg_sys::ExecDropSingleTupleTableSlot(slot);
+                        locked
+                    });
+                    if waited.is_none() {
+                        return TM_WouldBlock;
+                    }
+                    // Nobody else has it now.
+                    self.try_lock_row(row, mode, LockWaitSkip, self.old)
                 }
             }
         }
@@ -376,6 +387,7 @@ impl Walk {
         mut row: pg_sys::ItemPointerData,
         mode: pg_sys::LockTupleMode::Type,
         policy: pg_sys::LockWaitPolicy::Type,
+        slot: *mut pg_sys::TupleTableSlot,
     ) -> pg_sys::TM_Result::Type {
         let mut failure = pg_sys::TM_FailureData::default();
         // SAFETY: relation, slot and snapshot are live.
@@ -388,7 +400,7 @@ impl Walk {
                     self.relation,
                     &raw mut row,
                     self.snapshot,
-                    self.old,
+                    slot,
                     self.command,
                     mode,
                     policy,
@@ -534,6 +546,46 @@ impl Walk {
         }
     }
 
+    /// What triggers have made of the row must be right.
+    unsafe fn check_changes(&mut self) -> Result<(), Error> {
+        // SAFETY: both slots hold a row of the table.
+        unsafe {
+            let descriptor = (*self.relation).rd_att;
+            let kind = pg_sys::IndexAttrBitmapKind::INDEX_ATTR_BITMAP_KEY;
+            let keys = pg_sys::RelationGetIndexAttrBitmap(self.relation, kind);
+            let attributes = (*descriptor).attrs.as_slice((*descriptor).natts as usize);
+            for attribute in attributes {
+                let number = attribute.attnum;
+                let member = i32::from(number) - pg_sys::FirstLowInvalidHeapAttributeNumber;
+                if number == self.table.attribute || !pg_sys::bms_is_member(member, keys) {
+                    continue;
+                }
+                let get = |slot| {
+                    let mut is_null = false;
+                    let value = pg_sys::slot_getattr(slot, number.into(), &raw mut is_null);
+                    (!is_null).then_some(value)
+                };
+                let is_same = match (get(self.old), get(self.new)) {
+                    (Some(old), Some(new)) => compat::is_same_datum(attribute, old, new),
+                    (None, None) => true,
+                    _ => false,
+                };
+                // Others may refer to it, and the row is not locked for that.
+                if !is_same {
+                    let relation = relation_name(self.table.oid).unwrap_or_default();
+                    return Err(Error::TriggerChangesKey { relation });
+                }
+            }
+            if !(*descriptor).constr.is_null() {
+                pg_sys::ExecConstraints(self.result, self.new, self.executor);
+            }
+            if (*(*self.relation).rd_rel).relispartition {
+                pg_sys::ExecPartitionCheck(self.result, self.new, self.executor, true);
+            }
+        }
+        Ok(())
+    }
+
     /// Enters the new row version in the indexes, unless it is a HOT update, and sees to
     /// the triggers that come after.
     unsafe fn after_update(&mut self, mut old_row: pg_sys::ItemPointerData, update_indexes: bool) {
@@ -618,8 +670,8 @@ fn sees_one_snapshot() -> bool {
 }
 
 /// Leaves of a table's triggers those that check a deferred unique or exclusion
-/// constraint again, and those that users made if they are to fire. Foreign keys notice
-/// nothing of a rotation.
+/// constraint again, and those that users made if they are to fire. What foreign keys do
+/// when a row is changed that others refer to is not for a rotation.
 ///
 /// # Safety
 /// `triggers` is null or this backend's own copy, as in a ResultRelInfo.
@@ -638,7 +690,10 @@ unsafe fn keep_triggers(triggers: *mut pg_sys::TriggerDesc, fires: Fires) {
             let rechecks = all[n].tgfoid.to_u32() == pg_sys::F_UNIQUE_KEY_RECHECK;
             let fires_too = match fires {
                 Fires::Nothing => false,
-                Fires::Users => !all[n].tgisinternal,
+                // A trigger may change what refers to another table.
+                Fires::Users => {
+                    !all[n].tgisinternal || all[n].tgfoid.to_u32() == pg_sys::F_RI_FKEY_CHECK_UPD
+                }
                 Fires::InStep => CStr::from_ptr(all[n].tgname)
                     .to_bytes()
                     .starts_with(in_step::TRIGGER),

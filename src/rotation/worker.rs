@@ -15,6 +15,7 @@ use crate::compat;
 use crate::error::Error;
 use crate::gucs;
 use crate::relations::relation_name;
+use crate::tally;
 
 /// How long to wait before a batch that has failed in passing is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -22,6 +23,9 @@ const RETRY: Duration = Duration::from_secs(1);
 const MOST_RETRIES: u32 = 10;
 /// How long it takes at most until somebody's wish is heard.
 const NAP: Duration = Duration::from_secs(1);
+
+/// What became of a rotation that another session is at work on.
+const TAKEN: &str = "taken up elsewhere";
 
 /// Starts a worker. It begins its work once this transaction is committed.
 ///
@@ -57,6 +61,7 @@ pub extern "C-unwind" fn colcrypt_rotation_worker(argument: pg_sys::Datum) {
     let database: u32 = numbers.next().unwrap_or(0);
     let transaction: u32 = numbers.next().unwrap_or(0);
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(database.into()), None);
+    gucs::work_by_default();
     // SAFETY: asks whether a transaction is under way.
     while transaction != 0 && unsafe { pg_sys::TransactionIdIsInProgress(transaction.into()) } {
         sleep(Duration::from_millis(100));
@@ -66,6 +71,8 @@ pub extern "C-unwind" fn colcrypt_rotation_worker(argument: pg_sys::Datum) {
 
 fn run(id: i32) {
     let mut failures = 0;
+    // The transaction that has asked for it may not have let go yet.
+    let mut patience = 10;
     loop {
         match attempt(|| step(id)) {
             Ok(Next::Wait(time)) => {
@@ -77,6 +84,10 @@ fn run(id: i32) {
             Ok(Next::Done) => {
                 pgrx::log!("colcrypt: rotation {id} is done");
                 return;
+            }
+            Ok(Next::Stopped(how)) if how == TAKEN && patience > 0 => {
+                patience -= 1;
+                sleep(Duration::from_millis(100));
             }
             Ok(Next::Stopped(how)) => {
                 pgrx::log!("colcrypt: rotation {id} was {how}");
@@ -127,13 +138,19 @@ fn step(id: i32) -> Result<Next, Error> {
         let local = pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32;
         pg_sys::SetUserIdAndSecContext(asked.role, security | local);
         let next = online::step(id);
+        // It is the role's doing.
+        tally::hand_on();
         pg_sys::SetUserIdAndSecContext(user, security);
         match next {
-            Err(Error::RotationRuns { .. }) => Ok(Next::Stopped("taken up elsewhere".to_owned())),
+            Err(Error::RotationRuns { .. }) => Ok(Next::Stopped(TAKEN.to_owned())),
             next => next,
         }
     }
 }
+
+/// The first two characters of a SQLSTATE, as ERRCODE_TO_CATEGORY() of elog.h has them.
+const CLASS: i32 = (1 << 12) - 1;
+const DATA_EXCEPTION: i32 = PgSqlErrorCode::ERRCODE_DATA_EXCEPTION as i32;
 
 /// An error that was caught.
 struct Failure {
@@ -166,10 +183,14 @@ fn attempt<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
             }) = error;
             // SAFETY: as PostgreSQL's own workers do when they have caught an error.
             unsafe { pg_sys::AbortCurrentTransaction() };
-            Err(Failure {
-                code: report.sql_error_code(),
-                message: report.message().to_owned(),
-            })
+            let code = report.sql_error_code();
+            let message = if code as i32 & CLASS == DATA_EXCEPTION & CLASS {
+                // Of a trigger or an expression. It may quote a value.
+                "invalid data, in what a trigger or an expression makes of a row".to_owned()
+            } else {
+                report.message().to_owned()
+            };
+            Err(Failure { code, message })
         })
         .execute()
 }

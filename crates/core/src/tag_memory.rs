@@ -8,10 +8,12 @@ use zeroize::Zeroizing;
 
 use crate::blind_index::{IndexKey, Tag};
 
-/// Slots for copies of stored values: 2.6 MB with values of 64 bytes, so that they
-/// stay in the CPU's caches. Making a tag costs not much more than memory that is
-/// not there.
+/// Slots for copies of stored values: 2 MB, so that they stay in the CPU's caches.
+/// Making a tag costs not much more than memory that is not there.
 const COPIES: usize = 1 << 14;
+/// So many bytes of a stored value are beside its tag, in two lines of the cache: all of
+/// a plaintext of 64 bytes.
+const HEAD: usize = 110;
 /// Longest stored value that is copied, in bytes.
 const LONGEST_COPY: usize = 512;
 /// Longest value of which a copy is held, in bytes.
@@ -24,7 +26,9 @@ pub struct TagMemory {
     /// most values that are looked for are not there, and so little stays in the
     /// nearest cache.
     slots: Vec<Slot>,
-    copies: Vec<Copy>,
+    records: Vec<Record>,
+    /// What does not fit into each copy; empty until there is something.
+    rests: Vec<Box<[u8]>>,
     /// The last value on each side of a comparison.
     held: [Held; 2],
 }
@@ -36,11 +40,27 @@ struct Slot {
     uses: Uses,
 }
 
-/// A stored value with its tag; empty if the slot is free.
-#[derive(Clone)]
-struct Copy {
+/// The tag of a stored value, and the value's first bytes; its length is 0 if the slot
+/// is free.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Record {
     tag: Tag,
-    stored: Vec<u8>,
+    len: u16,
+    head: [u8; HEAD],
+}
+
+impl Record {
+    const FREE: Self = Self {
+        tag: Tag::ZERO,
+        len: 0,
+        head: [0; HEAD],
+    };
+}
+
+/// A stored value in two: what is in a [`Record`], and the rest.
+fn split(stored: &[u8]) -> (&[u8], &[u8]) {
+    stored.split_at(stored.len().min(HEAD))
 }
 
 /// A value with its tag.
@@ -58,7 +78,8 @@ impl TagMemory {
         Self {
             key,
             slots: Vec::new(),
-            copies: Vec::new(),
+            records: Vec::new(),
+            rests: Vec::new(),
             held: Default::default(),
         }
     }
@@ -75,12 +96,17 @@ impl TagMemory {
         if slot.check != check {
             return None;
         }
-        let copy = &self.copies[number];
-        if copy.stored.is_empty() || *copy.stored != *stored {
+        let record = &self.records[number];
+        let (head, rest) = split(stored);
+        if stored.is_empty()
+            || usize::from(record.len) != stored.len()
+            || record.head[..head.len()] != *head
+            || (!rest.is_empty() && *self.rests[number] != *rest)
+        {
             return None;
         }
         slot.uses.found();
-        Some(copy.tag)
+        Some(record.tag)
     }
 
     /// Remembers the tag of a stored value that was opened, unless another one is
@@ -89,12 +115,8 @@ impl TagMemory {
         if stored.is_empty() || stored.len() > LONGEST_COPY {
             return;
         }
-        if self.copies.is_empty() {
-            let free = Copy {
-                tag: Tag::ZERO,
-                stored: Vec::new(),
-            };
-            self.copies = vec![free; COPIES];
+        if self.records.is_empty() {
+            self.records = vec![Record::FREE; COPIES];
             self.slots = vec![Slot::default(); COPIES];
         }
         let (number, check) = place(stored);
@@ -103,11 +125,18 @@ impl TagMemory {
             return;
         }
         slot.check = check;
-        let copy = &mut self.copies[number];
-        copy.tag = tag;
-        copy.stored.clear();
-        copy.stored.reserve_exact(stored.len());
-        copy.stored.extend_from_slice(stored);
+        let (head, rest) = split(stored);
+        if !rest.is_empty() && self.rests.is_empty() {
+            self.rests = vec![Box::default(); COPIES];
+        }
+        if let Some(kept) = self.rests.get_mut(number) {
+            *kept = rest.into();
+        }
+        let record = &mut self.records[number];
+        record.tag = tag;
+        // `LONGEST_COPY` fits.
+        record.len = stored.len() as u16;
+        record.head[..head.len()].copy_from_slice(head);
     }
 
     /// The tag of a value, if it is the one that is held on this side.
@@ -192,9 +221,15 @@ mod tests {
 
     #[test]
     fn only_the_same_stored_bytes_are_recalled() {
+        only_the_same_are_recalled([9; 100]);
+        only_the_same_are_recalled([9; HEAD]);
+        only_the_same_are_recalled([9; HEAD + 1]);
+        only_the_same_are_recalled([9; LONGEST_COPY]);
+    }
+
+    fn only_the_same_are_recalled<const N: usize>(stored: [u8; N]) {
         let mut memory = memory();
         let tag = memory.tag(b"x");
-        let stored = [9; 100];
         assert_eq!(memory.recall(&stored), None, "an empty memory");
         memory.remember(&stored, tag);
         memory.hold(1, false, &stored, tag);
@@ -211,6 +246,15 @@ mod tests {
             assert_eq!(memory.held(1, false, &changed), None);
         }
         assert_eq!(memory.recall(&stored[1..]), None);
+        assert_eq!(memory.recall(&stored[..HEAD.min(N - 1)]), None);
+        // A short value takes the place of a long one, and the other way round.
+        for other in [&stored[..50], &stored] {
+            for _ in 0..=Uses::MOST {
+                memory.remember(other, tag);
+            }
+            assert_eq!(memory.recall(other), Some(tag));
+        }
+        assert_eq!(memory.recall(&stored[..50]), None);
         assert_eq!(memory.recall(b""), None);
     }
 
@@ -244,7 +288,7 @@ mod tests {
             assert_eq!(memory.recall(&often), Some(tag));
             memory.remember(&value(i), others);
         }
-        assert_eq!(memory.copies.len(), COPIES);
+        assert_eq!(memory.records.len(), COPIES);
         let recalled = (0..count).filter(|i| memory.recall(&value(*i)).is_some());
         assert!(
             recalled.count() > COPIES / 2,
