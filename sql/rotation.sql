@@ -60,6 +60,39 @@ CREATE TABLE colcrypt.rotation (
     updated_at          timestamptz NOT NULL DEFAULT clock_timestamp()
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE colcrypt.rotation IS 'rotations in batches: what was asked for, and how far each is';
+COMMENT ON COLUMN colcrypt.rotation.job IS 'number of the rotation';
+COMMENT ON COLUMN colcrypt.rotation.relation IS 'table that is rotated';
+COMMENT ON COLUMN colcrypt.rotation.column_name IS 'column that is rotated, or encrypted';
+COMMENT ON COLUMN colcrypt.rotation.shadow IS 'for encrypt_column_online(): the encrypted column beside it';
+COMMENT ON COLUMN colcrypt.rotation.verified IS 'for encrypt_column_online(): the tables that have been verified';
+COMMENT ON COLUMN colcrypt.rotation.role IS 'who has asked for it';
+COMMENT ON COLUMN colcrypt.rotation.algorithm IS 'suite of new values in the session that has asked for it';
+COMMENT ON COLUMN colcrypt.rotation.write_key IS 'colcrypt.write_key of that session';
+COMMENT ON COLUMN colcrypt.rotation.background IS 'whether a background worker does it';
+COMMENT ON COLUMN colcrypt.rotation.state IS 'running, paused, cancelled, failed or done';
+COMMENT ON COLUMN colcrypt.rotation.phase IS 'what it does';
+COMMENT ON COLUMN colcrypt.rotation.batch_size IS 'rows of a batch';
+COMMENT ON COLUMN colcrypt.rotation.pause IS 'seconds between batches';
+COMMENT ON COLUMN colcrypt.rotation.lock_timeout IS 'seconds to wait for a locked row';
+COMMENT ON COLUMN colcrypt.rotation.max_rows_per_second IS 'rows of a second at most';
+COMMENT ON COLUMN colcrypt.rotation.max_lag_bytes IS 'bytes that a replica may lag behind';
+COMMENT ON COLUMN colcrypt.rotation.fire_triggers IS 'whether triggers of users fire';
+COMMENT ON COLUMN colcrypt.rotation.pass IS 'which time it goes through all tables';
+COMMENT ON COLUMN colcrypt.rotation.pass_rotated IS 'rows rotated in this pass';
+COMMENT ON COLUMN colcrypt.rotation.pass_skipped IS 'rows that others had locked in this pass';
+COMMENT ON COLUMN colcrypt.rotation.part IS 'table under way';
+COMMENT ON COLUMN colcrypt.rotation.file IS 'its file';
+COMMENT ON COLUMN colcrypt.rotation.next_block IS 'its first block that is still to come';
+COMMENT ON COLUMN colcrypt.rotation.end_block IS 'its first block that is not';
+COMMENT ON COLUMN colcrypt.rotation.parts_blocks IS 'blocks of tables that are through in this pass';
+COMMENT ON COLUMN colcrypt.rotation.blocks_total IS 'blocks of all tables when this pass began';
+COMMENT ON COLUMN colcrypt.rotation.rows_rotated IS 'rows that have a new value';
+COMMENT ON COLUMN colcrypt.rotation.rows_per_second IS 'rows rotated in each second, since it was started or resumed';
+COMMENT ON COLUMN colcrypt.rotation.estimated_end IS 'when this pass is likely to end';
+COMMENT ON COLUMN colcrypt.rotation.last_error IS 'why it failed';
+COMMENT ON COLUMN colcrypt.rotation.started_at IS 'when it was first started';
+COMMENT ON COLUMN colcrypt.rotation.updated_at IS 'when its last batch ended';
+COMMENT ON SEQUENCE colcrypt.rotation_job_seq IS 'numbers of rotations';
 
 CREATE UNIQUE INDEX one_rotation ON colcrypt.rotation (relation, column_name)
     WHERE state IN ('running', 'paused', 'failed');

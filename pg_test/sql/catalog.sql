@@ -93,7 +93,7 @@ WHERE casttarget = 'encrypted_text'::regtype AND castcontext = 'i' AND castsourc
 SELECT oid::regprocedure AS no_source FROM own_function
 WHERE prolang = 0 OR prorettype = 0 OR pronargs < 0 OR pronargdefaults NOT BETWEEN 0 AND pronargs
     OR array_lower(proargtypes, 1) <> 0 OR array_upper(proargtypes, 1) <> pronargs - 1
-    OR prokind <> 'f' OR prosrc IS NULL OR prosrc = ''
+    OR prokind NOT IN ('f', 'p') OR prosrc IS NULL OR prosrc = ''
     OR (prolang = (SELECT oid FROM pg_language WHERE lanname = 'c')) <> (COALESCE(probin, '') <> '');
 SELECT oid::regprocedure AS argument_modes FROM own_function
 WHERE proargnames IS NOT NULL AND proallargtypes IS NOT NULL

@@ -285,7 +285,12 @@ fn end_pass(mut job: Job, target: &Target<'_>) -> Result<Next, Error> {
         pgrx::notice!("{pass_skipped} rows were locked by others, and are tried again");
     }
     job.place = job.place.next_pass();
-    job.save("running", job.phase(), &pace)?;
+    let phase = if pass_rotated == 0 && pass_skipped > 0 {
+        "waiting for locked rows"
+    } else {
+        job.phase()
+    };
+    job.save("running", phase, &pace)?;
     // Where others keep rows locked, it is not always reading the table.
     let pass_time = run.map_or(RETRY, |run| run.pass_started.elapsed());
     Ok(Next::Wait(if pass_rotated == 0 {
