@@ -37,22 +37,14 @@ AS $$
     FROM pg_trigger AS g, encode(g.tgargs, 'escape') AS t(arguments)
     WHERE g.tgrelid = relation AND g.tgfoid = 'colcrypt.keep_in_step()'::regprocedure
       AND convert_from(split_part(t.arguments, '\000', 1)::bytea, getdatabaseencoding())::name = column_name
+    UNION
+    -- Somebody has dropped the trigger.
+    SELECT a.attname FROM pg_attribute AS a
+    WHERE a.attrelid = relation AND a.attname = 'colcrypt ' || column_name
+      AND a.atttypid IN (SELECT y.type FROM colcrypt.encrypted_type AS y)
 $$;
 COMMENT ON FUNCTION colcrypt.shadow_of(regclass, name) IS
     'for encrypt_column_online(): the encrypted column beside a plaintext one, if there is one';
-
-CREATE FUNCTION colcrypt.parts(relation regclass) RETURNS SETOF oid
-    LANGUAGE sql STABLE STRICT PARALLEL SAFE
-    SET search_path = pg_catalog, pg_temp
-AS $$
-    WITH RECURSIVE part(oid) AS (
-        SELECT relation::oid
-        UNION
-        SELECT i.inhrelid FROM part AS p JOIN pg_inherits AS i ON i.inhparent = p.oid
-    )
-    SELECT oid FROM part
-$$;
-COMMENT ON FUNCTION colcrypt.parts(regclass) IS 'a table with its partitions and what inherits from it';
 
 -- What only a column that stays where it is could keep.
 CREATE FUNCTION colcrypt.online_obstacles(relation regclass, column_name name)
@@ -71,6 +63,13 @@ AS $$
            'it inherits the table: only partitions have the trigger of their parent'
     FROM part AS p JOIN pg_class AS c ON c.oid = p.oid
     WHERE p.oid <> relation AND NOT c.relispartition
+    UNION
+    SELECT pg_describe_object('pg_class'::regclass, p.oid, 0), 'another server stores it'
+    FROM part AS p JOIN pg_class AS c ON c.oid = p.oid AND c.relkind = 'f'
+    UNION
+    SELECT pg_describe_object('pg_class'::regclass, c.attrelid, 0), 'it is partitioned by the column'
+    FROM col AS c JOIN pg_partitioned_table AS t ON t.partrelid = c.attrelid
+    WHERE c.attnum = ANY (t.partattrs) OR t.partexprs::text LIKE format('%%:varattno %s %%', c.attnum)
     UNION
     SELECT pg_describe_object('pg_publication'::regclass, p.oid, 0),
            'its subscribers do not have the column that is added'
@@ -158,6 +157,9 @@ BEGIN
         FOR n IN 1 .. cardinality(made) BY 2 LOOP
             IF made[n + 1] = is_unique::text || rest THEN
                 twin := made[n]::oid;
+                -- For no other one.
+                made[n + 1] := '';
+                EXIT;
             END IF;
         END LOOP;
         RETURN NEXT;
@@ -294,6 +296,11 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   HINT = 'SELECT abort_encrypt_column() and begin again.';
     END IF;
+    IF (SELECT p.state FROM colcrypt.rotation_progress AS p WHERE p.job = swap_encryption.job) IN ('paused', 'cancelled') THEN
+        RAISE 'the encryption of column "%" of relation "%" was stopped', column_name, relation
+            USING ERRCODE = 'query_canceled',
+                  HINT = 'CALL encrypt_column_online() again to go on, or SELECT abort_encrypt_column().';
+    END IF;
     PERFORM colcrypt.refuse_obstacles(relation, column_name, online => true);
     -- Partitions that came later were not verified.
     IF EXISTS (SELECT p.oid FROM colcrypt.parts(relation) AS p(oid) JOIN pg_class AS c ON c.oid = p.oid
@@ -346,7 +353,9 @@ BEGIN
 
     IF plain.attnotnull THEN
         statements := ARRAY[format('ALTER TABLE %s ALTER COLUMN %I SET NOT NULL', relation, shadow),
-                            format('ALTER TABLE %s DROP CONSTRAINT %I', relation, marked)] || statements;
+                            format('ALTER TABLE %s DROP CONSTRAINT IF EXISTS %I', relation, marked)] || statements;
+    ELSE
+        statements := format('ALTER TABLE %s DROP CONSTRAINT IF EXISTS %I', relation, marked) || statements;
     END IF;
     SELECT pg_get_expr(d.adbin, d.adrelid) INTO default_ FROM pg_attrdef AS d
     WHERE d.adrelid = relation AND d.adnum = plain.attnum;
@@ -487,7 +496,7 @@ BEGIN
     -- Nobody else is at work on it from here on.
     number := colcrypt.begin_encryption_job(relation, column_name, shadow, 1, 0, 0);
     SELECT p.rows_rotated INTO done FROM colcrypt.rotation_progress AS p WHERE p.job = number;
-    EXECUTE format('DROP TRIGGER %I ON %s', ('~' || shadow)::name, relation);
+    EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', ('~' || shadow)::name, relation);
     EXECUTE format('ALTER TABLE %s DROP COLUMN %I', relation, shadow);
     PERFORM colcrypt.end_encryption_job(number, 'cancelled', 'aborted');
     RETURN done;

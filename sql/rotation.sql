@@ -144,6 +144,40 @@ COMMENT ON COLUMN colcrypt.rotation_progress.started_at IS 'when it was first st
 COMMENT ON COLUMN colcrypt.rotation_progress.updated_at IS 'when its last batch ended';
 GRANT SELECT ON colcrypt.rotation_progress TO PUBLIC;
 
+CREATE FUNCTION colcrypt.parts(relation regclass) RETURNS SETOF oid
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH RECURSIVE part(oid) AS (
+        SELECT relation::oid
+        UNION
+        SELECT i.inhrelid FROM part AS p JOIN pg_inherits AS i ON i.inhparent = p.oid
+    )
+    SELECT oid FROM part
+$$;
+COMMENT ON FUNCTION colcrypt.parts(regclass) IS 'a table with its partitions and what inherits from it';
+
+-- In one statement, which sees one moment. Of what a server of its own stores, that one
+-- knows.
+CREATE FUNCTION colcrypt.headers(relation regclass, column_name name)
+    RETURNS TABLE (key_id text, suite text)
+    LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    values_ text := (
+        SELECT string_agg(format('SELECT colcrypt.inspect(%I) AS i FROM ONLY %s WHERE %1$I IS NOT NULL',
+                                 column_name, c.oid::regclass), ' UNION ALL ')
+        FROM colcrypt.parts(relation) AS p(oid) JOIN pg_class AS c ON c.oid = p.oid AND c.relkind = 'r');
+BEGIN
+    IF values_ IS NOT NULL THEN
+        RETURN QUERY EXECUTE format('SELECT DISTINCT (v.i).key_id, (v.i).suite FROM (%s OFFSET 0) AS v', values_);
+    END IF;
+END
+$$;
+COMMENT ON FUNCTION colcrypt.headers(regclass, name) IS
+    'for rotate_column_online(): under which keys and suites the values of a column are';
+
 CREATE FUNCTION colcrypt.begin_rotation(
     relation regclass,
     column_name name,
@@ -178,7 +212,7 @@ CREATE PROCEDURE rotate_column_online(
     column_name name,
     batch_size integer DEFAULT 1000,
     pause interval DEFAULT '0',
-    lock_timeout interval DEFAULT '1 second',
+    lock_timeout interval DEFAULT '500 milliseconds',
     max_rows_per_second bigint DEFAULT NULL,
     max_lag_bytes bigint DEFAULT NULL,
     fire_triggers boolean DEFAULT false
@@ -212,7 +246,7 @@ CREATE FUNCTION colcrypt.rotate_column_background(
     max_rows_per_second bigint DEFAULT NULL,
     max_lag_bytes bigint DEFAULT NULL,
     fire_triggers boolean DEFAULT false,
-    lock_timeout interval DEFAULT '1 second'
+    lock_timeout interval DEFAULT '500 milliseconds'
 ) RETURNS integer
     AS 'MODULE_PATHNAME', 'colcrypt_rotate_column_background_wrapper'
     LANGUAGE c VOLATILE PARALLEL UNSAFE;

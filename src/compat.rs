@@ -137,7 +137,8 @@ pub(crate) fn find_all_inheritors(
     }
 }
 
-/// Computes all stored generated columns of the row in `slot`, as for an INSERT.
+/// Computes the stored generated columns of the row in `slot` that depend on what is
+/// updated.
 ///
 /// # Safety
 /// The arguments are live, and `slot` holds a row of the result relation.
@@ -149,7 +150,7 @@ pub(crate) unsafe fn compute_stored_generated(
     // SAFETY: by the caller's word.
     unsafe {
         pg_guard_ffi_boundary(|| {
-            raw::ExecComputeStoredGenerated(result, executor, slot, pg_sys::CmdType::CMD_INSERT);
+            raw::ExecComputeStoredGenerated(result, executor, slot, pg_sys::CmdType::CMD_UPDATE);
         });
     }
 }
@@ -237,6 +238,13 @@ pub(crate) unsafe fn planstate_tree_walker(
 ) -> bool {
     // SAFETY: by the caller's word.
     unsafe { pg_guard_ffi_boundary(|| raw::planstate_tree_walker(state, walker, context)) }
+}
+
+/// Whether a row that was updated is in another partition now
+/// (`ItemPointerIndicatesMovedPartitions()` of itemptr.h).
+pub(crate) fn has_moved(next: &pg_sys::ItemPointerData) -> bool {
+    const MOVED: u16 = 0xfffd;
+    next.ip_posid == MOVED && next.ip_blkid.bi_hi == u16::MAX && next.ip_blkid.bi_lo == u16::MAX
 }
 
 /// Whether two values of an attribute are the same bytes.

@@ -163,6 +163,10 @@ pub(crate) enum Error {
     Rotation { relation: String, why: &'static str },
     #[error("a trigger does not let a row of \"{relation}\" be updated")]
     TriggerRefuses { relation: String },
+    #[error(
+        "the trigger that keeps the columns of \"{relation}\" in step is not there or disabled"
+    )]
+    OutOfStep { relation: String },
     #[error("a trigger changes a key of a row of \"{relation}\"")]
     TriggerChangesKey { relation: String },
     #[error("{0} cannot run inside a transaction block")]
@@ -336,6 +340,7 @@ impl Error {
             | Self::OtherIndexKey { .. }
             | Self::IndexKeyToCome
             | Self::SessionKey
+            | Self::OutOfStep { .. }
             | Self::NoIndexKey { .. } => Code::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             Self::Damaged { .. }
             | Self::Malformed
@@ -556,6 +561,7 @@ impl Error {
                 "It commits after each batch. rotate_column() and encrypt_column() do all in one \
                  transaction."
             }
+            Self::OutOfStep { .. } => "SELECT abort_encrypt_column() and begin again.",
             Self::SessionKey => "CALL rotate_column_online(), or RESET colcrypt.key.",
             Self::Encryption { .. } => "CALL encrypt_column_online() again to go on.",
             Self::TemporaryTable => "rotate_column() rotates it in this session.",

@@ -47,7 +47,7 @@ fn colcrypt_key_usage(
     let modifier = relations::find_modifier(relation, column.attribute);
     let usage = read(&column)?;
     Ok(TableIterator::new(usage.into_iter().map(move |usage| {
-        let stale = is_stale(&usage, modifier);
+        let stale = is_stale(&usage.key_id, &usage.suite, modifier);
         (usage.key_id, usage.suite, usage.rows, usage.bytes, stale)
     })))
 }
@@ -130,8 +130,8 @@ fn colcrypt_keys_in_index(
 }
 
 /// Whether a rotation would move the values; also if it cannot be told.
-fn is_stale(usage: &Usage, modifier: i32) -> bool {
-    let (Ok(id), Some(suite)) = (usage.key_id.parse(), Suite::from_name(&usage.suite)) else {
+pub(crate) fn is_stale(key_id: &str, suite: &str, modifier: i32) -> bool {
+    let (Ok(id), Some(suite)) = (key_id.parse(), Suite::from_name(suite)) else {
         return true;
     };
     let is_stale = |sealer: Option<Sealer>| match sealer {

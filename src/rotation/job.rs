@@ -11,7 +11,7 @@ use pgrx::spi;
 
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
-use crate::{gucs, own_tables};
+use crate::{gucs, key_usage, own_tables};
 
 /// What `rotate_column_online()` and `rotate_column_background()` are asked for.
 pub(super) struct Request<'a> {
@@ -242,14 +242,26 @@ impl Job {
     ///
     /// # Errors
     /// [`Error::OwnTable`].
-    pub(super) fn has_stale_values(&self) -> Result<bool, Error> {
-        let stale: Option<bool> = own_tables::as_owner(|| {
-            Spi::get_one_with_args(
-                "SELECT bool_or(stale) FROM colcrypt.key_usage($1, namein($2))",
-                &[self.relation.into(), self.column.as_c_str().into()],
-            )
+    pub(super) fn has_stale_values(&self, modifier: i32) -> Result<bool, Error> {
+        let headers = own_tables::as_owner(|| {
+            Spi::connect_mut(|client| {
+                let rows = client.update(
+                    "SELECT key_id, suite FROM colcrypt.headers($1, namein($2))",
+                    None,
+                    &[self.relation.into(), self.column.as_c_str().into()],
+                )?;
+                let mut headers: Vec<(String, String)> = Vec::new();
+                for row in rows {
+                    headers.push((
+                        row.get(1)?.unwrap_or_default(),
+                        row.get(2)?.unwrap_or_default(),
+                    ));
+                }
+                Ok(headers)
+            })
         })?;
-        Ok(stale.unwrap_or_default())
+        let mut headers = headers.iter();
+        Ok(headers.any(|(key_id, suite)| key_usage::is_stale(key_id, suite, modifier)))
     }
 
     /// Stores which tables were verified.

@@ -270,7 +270,7 @@ fn end_pass(mut job: Job, target: &Target<'_>) -> Result<Next, Error> {
     }
     // What it has met does not tell: an UPDATE by somebody else may have moved a row from
     // what was still to come to what was through.
-    if is_through && job.shadow.is_none() && !job.has_stale_values()? {
+    if is_through && job.shadow.is_none() && !job.has_stale_values(target.modifier()?)? {
         job.save("done", "done", &pace)?;
         job::let_go();
         RUN.set(None);
@@ -356,15 +356,16 @@ fn rotate_batch(job: &mut Job, table: Table, started: Instant) -> Result<Batch, 
                         break;
                     }
                 }
-                let patience = if may_wait && batch.rotated == 0 {
+                let patience = if may_wait && !walk.holds_rows() {
                     Patience::Milliseconds(milliseconds)
                 } else {
                     Patience::None
                 };
+                let held_rows = walk.holds_rows();
                 match walk.rotate_row(&mut fresh, patience, &mut rooms)? {
                     Outcome::Rotated => batch.rotated += 1,
                     Outcome::Skipped => {}
-                    Outcome::Locked if may_wait && batch.rotated > 0 => {
+                    Outcome::Locked if may_wait && held_rows => {
                         // The next batch waits for it, with nothing locked.
                         next = Some(block);
                         break;

@@ -5,6 +5,14 @@ use core::panic::AssertUnwindSafe;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 
+/// What it is not worth waiting for any more: a lock that others keep, one who waits for
+/// us, and a row that has moved to another partition.
+const GIVES_UP: [PgSqlErrorCode; 3] = [
+    PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
+    PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED,
+    PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
+];
+
 /// What `work` gives; None if it had to wait for one lock longer than so many
 /// milliseconds. Then whatever it did is undone, as it is if it fails. It must not keep
 /// what belongs to a subtransaction, like the pin of a buffer.
@@ -25,8 +33,7 @@ pub(super) fn at_most<T>(milliseconds: i32, work: impl FnOnce() -> T) -> Option<
                 pg_sys::CurrentResourceOwner = owner;
                 match &error {
                     CaughtError::PostgresError(report)
-                        if report.sql_error_code()
-                            == PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE =>
+                        if GIVES_UP.contains(&report.sql_error_code()) =>
                     {
                         None
                     }

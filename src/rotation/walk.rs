@@ -22,9 +22,6 @@ use crate::relations::relation_name;
 use crate::sealing::{self, Sealer};
 use crate::types::datum::{Varlena, VarlenaBuf, first_bytes};
 
-/// An UPDATE of no column of a key that others refer to.
-const LOCK_MODE: pg_sys::LockTupleMode::Type = pg_sys::LockTupleMode::LockTupleNoKeyExclusive;
-
 /// What became of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -91,6 +88,10 @@ pub(super) struct Walk {
     /// The row as it will be.
     new: *mut pg_sys::TupleTableSlot,
     command: pg_sys::CommandId,
+    /// Whether it has a row locked that somebody may wait for.
+    holds_rows: bool,
+    /// How a row is locked.
+    lock_mode: pg_sys::LockTupleMode::Type,
     /// Memory of one row's work.
     row_memory: pg_sys::MemoryContext,
     caller_memory: pg_sys::MemoryContext,
@@ -131,8 +132,9 @@ impl Walk {
             let result: *mut pg_sys::ResultRelInfo =
                 pg_sys::palloc0(size_of::<pg_sys::ResultRelInfo>()).cast();
             (*result).type_ = pg_sys::NodeTag::T_ResultRelInfo;
-            if manner.fires != Fires::Nothing {
-                // Triggers may be for updates of this column only.
+            if manner.fires != Fires::Nothing || has_generated_columns(relation) {
+                // Triggers and generated columns may be concerned with this column only, or
+                // not.
                 compat::set_updated_column(executor, relation, table.attribute);
                 pg_sys::InitResultRelInfo(result, relation, 1, core::ptr::null_mut(), 0);
             } else {
@@ -140,7 +142,11 @@ impl Walk {
                 // unchanged, which they are to everyone who cannot see ciphertext.
                 pg_sys::InitResultRelInfo(result, relation, 0, core::ptr::null_mut(), 0);
             }
-            keep_triggers((*result).ri_TrigDesc, manner.fires);
+            let kept = keep_triggers((*result).ri_TrigDesc, manner.fires);
+            if manner.fires == Fires::InStep && !kept {
+                let relation = relation_name(table.oid).unwrap_or_default();
+                return Err(Error::OutOfStep { relation });
+            }
             pg_sys::ExecOpenIndices(result, false);
             pg_sys::AfterTriggerBeginQuery();
 
@@ -190,6 +196,8 @@ impl Walk {
                 old: pg_sys::table_slot_create(relation, core::ptr::null_mut()),
                 new: pg_sys::table_slot_create(relation, core::ptr::null_mut()),
                 command: pg_sys::GetCurrentCommandId(true),
+                holds_rows: false,
+                lock_mode: lock_mode_of(relation, table.attribute),
                 row_memory,
                 caller_memory: pg_sys::CurrentMemoryContext,
                 caller,
@@ -219,6 +227,11 @@ impl Walk {
                 )
             })
         }
+    }
+
+    /// Whether somebody may wait for a row that this walk has locked.
+    pub(super) fn holds_rows(&self) -> bool {
+        self.holds_rows
     }
 
     /// The block of the row under way.
@@ -272,9 +285,10 @@ impl Walk {
                 let Some(new) = self.new_value(fresh, rooms)? else {
                     return Ok(Outcome::Skipped);
                 };
-                if self.manner.fires == Fires::Users && !locked {
-                    // Triggers see the row that will be updated.
-                    let (row, mode) = ((*self.old).tts_tid, LOCK_MODE);
+                if self.manner.fires != Fires::Nothing && !locked {
+                    // Triggers see the row that will be updated, and are fired for it as it
+                    // is: there is nothing to look at it again with.
+                    let (row, mode) = ((*self.old).tts_tid, self.lock_mode);
                     match self.lock_row(row, mode, patience) {
                         Result::TM_Ok => {}
                         Result::TM_Deleted if !sees_one_snapshot() => {
@@ -298,7 +312,7 @@ impl Walk {
                 if self.manner.fires == Fires::Users {
                     self.check_changes()?;
                 }
-                let mut lock_mode = LOCK_MODE;
+                let mut lock_mode = self.lock_mode;
                 let mut update_indexes = false;
                 let updated = pg_guard_ffi_boundary(|| {
                     update(
@@ -316,6 +330,7 @@ impl Walk {
                 });
                 match updated {
                     Result::TM_Ok => {
+                        self.holds_rows = true;
                         self.after_update((*self.old).tts_tid, update_indexes);
                         return Ok(Outcome::Rotated);
                     }
@@ -327,6 +342,12 @@ impl Walk {
                         };
                     }
                     Result::TM_Deleted => return Ok(Outcome::Skipped),
+                    // It is met again where it went.
+                    Result::TM_Updated
+                        if patience != Patience::Endless && compat::has_moved(&failure.ctid) =>
+                    {
+                        return Ok(Outcome::Locked);
+                    }
                     Result::TM_Updated | Result::TM_BeingModified => {
                         match self.lock_row(row, lock_mode, patience) {
                             Result::TM_Ok => {}
@@ -349,6 +370,18 @@ impl Walk {
     /// Locks the latest version of a row, and fills `old` with it.
     unsafe fn lock_row(
         &mut self,
+        row: pg_sys::ItemPointerData,
+        mode: pg_sys::LockTupleMode::Type,
+        patience: Patience,
+    ) -> pg_sys::TM_Result::Type {
+        // SAFETY: by the caller's word.
+        let locked = unsafe { self.lock_row_or_not(row, mode, patience) };
+        self.holds_rows |= locked == pg_sys::TM_Result::TM_Ok;
+        locked
+    }
+
+    unsafe fn lock_row_or_not(
+        &self,
         row: pg_sys::ItemPointerData,
         mode: pg_sys::LockTupleMode::Type,
         patience: Patience,
@@ -514,11 +547,9 @@ impl Walk {
     /// Generated columns may tell of the stored bytes, through inspect() or
     /// ciphertext().
     unsafe fn compute_generated_columns(&self) {
-        // SAFETY: `new` holds a row. As if for an INSERT, so that every column is
-        // computed: there is no list of updated columns to go by.
+        // SAFETY: `new` holds a row.
         unsafe {
-            let constraints = (*(*self.relation).rd_att).constr.as_ref();
-            if constraints.is_some_and(|constraints| constraints.has_generated_stored) {
+            if has_generated_columns(self.relation) {
                 compat::compute_stored_generated(self.result, self.executor, self.new);
             }
         }
@@ -637,6 +668,11 @@ impl Walk {
             pg_guard_ffi_boundary(|| scan_end(self.scan));
             pg_sys::ExecDropSingleTupleTableSlot(self.old);
             pg_sys::ExecDropSingleTupleTableSlot(self.new);
+            // Only the checks of deferred constraints may be left to the end of the
+            // transaction, where the caller has his rights again: no trigger of a user.
+            if self.manner.fires != Fires::Users {
+                pg_sys::SetUserIdAndSecContext(self.caller, self.caller_security);
+            }
             pg_sys::AfterTriggerEndQuery(self.executor);
             pg_sys::SetUserIdAndSecContext(self.caller, self.caller_security);
             pg_sys::ExecCloseIndices(self.result);
@@ -649,6 +685,30 @@ impl Walk {
             pg_sys::table_close(self.relation, pg_sys::NoLock as pg_sys::LOCKMODE);
             pg_sys::CommandCounterIncrement();
         }
+    }
+}
+
+/// # Safety
+/// The relation is open.
+unsafe fn has_generated_columns(relation: pg_sys::Relation) -> bool {
+    // SAFETY: by the caller's word.
+    let constraints = unsafe { (*(*relation).rd_att).constr.as_ref() };
+    constraints.is_some_and(|constraints| constraints.has_generated_stored)
+}
+
+/// How an UPDATE of a column locks a row: others may refer to what is in a key.
+///
+/// # Safety
+/// The relation is open, and has the column.
+unsafe fn lock_mode_of(relation: pg_sys::Relation, attribute: i16) -> pg_sys::LockTupleMode::Type {
+    let kind = pg_sys::IndexAttrBitmapKind::INDEX_ATTR_BITMAP_KEY;
+    let member = i32::from(attribute) - pg_sys::FirstLowInvalidHeapAttributeNumber;
+    // SAFETY: by the caller's word.
+    if unsafe { pg_sys::bms_is_member(member, pg_sys::RelationGetIndexAttrBitmap(relation, kind)) }
+    {
+        pg_sys::LockTupleMode::LockTupleExclusive
+    } else {
+        pg_sys::LockTupleMode::LockTupleNoKeyExclusive
     }
 }
 
@@ -671,16 +731,18 @@ fn sees_one_snapshot() -> bool {
 
 /// Leaves of a table's triggers those that check a deferred unique or exclusion
 /// constraint again, and those that users made if they are to fire. What foreign keys do
-/// when a row is changed that others refer to is not for a rotation.
+/// when a row is changed that others refer to is not for a rotation. Whether any is left
+/// that is to fire.
 ///
 /// # Safety
 /// `triggers` is null or this backend's own copy, as in a ResultRelInfo.
-unsafe fn keep_triggers(triggers: *mut pg_sys::TriggerDesc, fires: Fires) {
+unsafe fn keep_triggers(triggers: *mut pg_sys::TriggerDesc, fires: Fires) -> bool {
     // SAFETY: `numtriggers` members are there; the order is kept.
     unsafe {
         let Some(triggers) = triggers.as_mut() else {
-            return;
+            return false;
         };
+        let mut any = false;
         let all = core::slice::from_raw_parts_mut(
             triggers.triggers,
             usize::try_from(triggers.numtriggers).unwrap_or(0),
@@ -698,11 +760,13 @@ unsafe fn keep_triggers(triggers: *mut pg_sys::TriggerDesc, fires: Fires) {
                     .to_bytes()
                     .starts_with(in_step::TRIGGER),
             };
+            any |= fires_too;
             if rechecks || fires_too {
                 all[kept] = all[n];
                 kept += 1;
             }
         }
         triggers.numtriggers = kept as i32;
+        any
     }
 }
