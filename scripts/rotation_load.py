@@ -165,7 +165,10 @@ class Measurement:
 
     def compare_cost(self) -> list[Verdict]:
         self.tell(f"cost: {self.rows} rows in batches of {BATCH}")
-        print(f"{'microseconds for each row':<34}{'text':>10}{'encrypted':>12}{'ratio':>8}")
+        print(
+            f"{'microseconds for each row':<34}{'text':>10}{'encrypted':>12}"
+            f"{'ratio':>8}"
+        )
         with self.cluster.connect() as session:
             session.execute(UPDATE_IN_BATCHES.encode())
             for type_ in ("text", "encrypted_text"):
@@ -197,7 +200,9 @@ class Measurement:
             encrypted = self.cost(session, rotate.format(BATCH))
             done = "SELECT max(rows_rotated) FROM colcrypt.rotation_progress"
             assert fetch(session, done) == self.rows
-            assert fetch(session, "SELECT state FROM colcrypt.rotation_progress") == "done"
+            assert (
+                fetch(session, "SELECT state FROM colcrypt.rotation_progress") == "done"
+            )
             samples.append((plain, encrypted))
         ratios = {}
         for kind in Cost._fields:
@@ -305,7 +310,8 @@ class Measurement:
         found = dict(zip(names, row))
         self.tell(
             f"rotation {found['state']}: {found['rows_rotated']} rows in"
-            f" {end - beginning:.0f} s, pass {found['pass']} {found['last_error'] or ''}"
+            f" {end - beginning:.0f} s, pass {found['pass']}"
+            f" {found['last_error'] or ''}"
         )
         return (beginning, end), found
 
@@ -343,7 +349,9 @@ class Measurement:
             Verdict("indexes", wrong or "sound", not wrong),
             Verdict("without the old key: keys in use, rows", keys, right_keys),
             Verdict("without the old key: wrong rows", later, later == 0),
-            Verdict("without the old key: indexes", wrong_later or "sound", not wrong_later),
+            Verdict(
+                "without the old key: indexes", wrong_later or "sound", not wrong_later
+            ),
         ]
 
 

@@ -299,7 +299,11 @@ class Clients:
         for name in COUNTED & set(self.scripts):
             what = "what = 'touch'" if name == "hot" else f"what = '{name}'"
             ids = f"id {'<=' if name == 'hot' else '>'} {HOT}"
-            noted = fetch(session, f"SELECT count(*) FROM ledger WHERE {what} AND {ids}")
+            noted = fetch(
+                session, f"SELECT count(*) FROM ledger WHERE {what} AND {ids}"
+            )
             if not known[name] <= noted <= known[name] + unknown or noted == 0:
-                errors.append(f"{name}: {known[name]} acknowledged, {noted} in the ledger")
+                errors.append(
+                    f"{name}: {known[name]} acknowledged, {noted} in the ledger"
+                )
         return errors
