@@ -151,7 +151,10 @@ AS $$
     WITH RECURSIVE part(oid) AS (
         SELECT relation::oid
         UNION
-        SELECT i.inhrelid FROM part AS p JOIN pg_inherits AS i ON i.inhparent = p.oid
+        SELECT i.inhrelid
+        FROM part AS p JOIN pg_inherits AS i ON i.inhparent = p.oid
+        -- As queries of the table do, it leaves out what is just being detached.
+        WHERE NOT i.inhdetachpending
     )
     SELECT oid FROM part
 $$;

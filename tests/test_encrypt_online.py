@@ -264,7 +264,6 @@ def accounts(place: Database) -> Database:
 CLIENTS_OWN = {name: weight for name, weight in ALL.items() if name != "find"}
 
 
-@bug("SIGSEGV: a BEFORE trigger of a row that another session has changed meanwhile")
 def test_clients_get_no_error_and_lose_nothing(
     accounts: Database, session: Session, tmp_path: Path
 ) -> None:
@@ -288,7 +287,6 @@ def test_clients_get_no_error_and_lose_nothing(
     assert index_errors(session) == []
 
 
-@bug("SIGSEGV: a BEFORE trigger of a row that another session has changed meanwhile")
 def test_a_row_that_another_session_changes_is_no_obstacle(
     crash_place: Database, threads: ThreadPoolExecutor
 ) -> None:
@@ -434,7 +432,6 @@ def test_aborted_while_encrypting(
     assert_as_it_was(place, session, before)
 
 
-@bug("waits for a locked row in the first pass, with others locked")
 def test_aborted_while_waiting_for_locked_rows(
     place: Database,
     session: Session,
@@ -518,7 +515,6 @@ def test_nobody_aborts_what_another_session_is_at_work_on(
     call.cancel()
 
 
-@bug("cancel_rotation() says true, and the swap goes on")
 def test_what_is_cancelled_is_not_swapped(
     place: Database, session: Session, other: Session, threads: ThreadPoolExecutor
 ) -> None:
@@ -668,7 +664,6 @@ def test_options_of_the_column_are_kept(place: Database, session: Session) -> No
     assert "n_distinct" in dump(place)
 
 
-@bug("the second of two equal indexes has the twin of the first")
 def test_two_indexes_of_one_definition_are_kept(session: Session) -> None:
     session.execute(TABLE + "CREATE INDEX a ON t (secret); CREATE INDEX b ON t (secret)")
     encrypt(session)
@@ -742,7 +737,6 @@ def test_a_partition_attached_meanwhile_is_encrypted(
     assert_encrypted(session)
 
 
-@bug("a detached partition keeps the column, which nobody removes")
 def test_a_partition_that_is_detached_can_be_cleaned_up(session: Session) -> None:
     session.execute(PARTITIONED + "CREATE INDEX i ON t (secret)")
     missing_indexes(session)
@@ -905,7 +899,6 @@ def test_writing_goes_on_after_a_renaming(half_way: Session, change: str) -> Non
         pytest.param(
             "",
             "ALTER TABLE t ALTER secret SET NOT NULL",
-            marks=bug("the swap wants the constraint that stands for NOT NULL"),
             id="set",
         ),
         pytest.param(
@@ -970,7 +963,6 @@ def test_what_was_written_without_the_trigger_is_made_good(half_way: Session) ->
     assert_encrypted(half_way)
 
 
-@bug("neither goes on, nor can it be aborted as the hint says")
 def test_without_its_trigger_it_can_be_aborted(half_way: Session) -> None:
     half_way.execute('DROP TRIGGER "~colcrypt secret" ON t')
     with pytest.raises(psycopg.Error):
