@@ -474,6 +474,34 @@ pub(crate) fn in_restricted_operation() -> bool {
     unsafe { raw::InSecurityRestrictedOperation() }
 }
 
+/// Whether what the client has sent is one command that keeps a table or index in order,
+/// and is itself at work: no function in whose name errors would be reported has been
+/// called by it (elog.h). REFRESH is none, for its query is the owner's.
+pub(crate) fn is_at_maintenance() -> bool {
+    // SAFETY: variables of this backend; a portal that runs has its statements.
+    unsafe {
+        let Some(portal) = pg_sys::ActivePortal.as_ref() else {
+            return false;
+        };
+        pg_sys::error_context_stack.is_null()
+            && crate::relations::members(portal.stmts).all(|statement| {
+                use pg_sys::NodeTag as Tag;
+                let statement = statement.cast::<pg_sys::PlannedStmt>();
+                let utility = (*statement).utilityStmt.as_ref();
+                utility.is_some_and(|node| {
+                    matches!(
+                        node.type_,
+                        Tag::T_IndexStmt
+                            | Tag::T_ReindexStmt
+                            | Tag::T_ClusterStmt
+                            | Tag::T_VacuumStmt
+                            | Tag::T_AlterTableStmt
+                    )
+                })
+            })
+    }
+}
+
 /// Whether the current user may execute a function with one argument, in the schema of
 /// the type that it returns.
 pub(crate) fn may_execute(

@@ -38,9 +38,11 @@ static SAVED: BackendLocal<RefCell<Vec<(u32, u32)>>> = BackendLocal::new(RefCell
 pub(crate) fn install() {
     // SAFETY: hooks are set when a library is loaded, in the only thread.
     unsafe {
-        // The library may be loaded by what an owner has written: until the transaction
-        // ends nothing is known of statements that began before.
-        begin_owners();
+        // The library may be loaded by what an owner has written, in statements of which
+        // nothing is known: then they count until the transaction ends.
+        if !compat::is_at_maintenance() {
+            begin_owners();
+        }
         NEXT.relation.set(pg_sys::get_relation_info_hook);
         pg_sys::get_relation_info_hook = Some(relation_info);
         pg_sys::RegisterXactCallback(Some(at_end), core::ptr::null_mut());

@@ -848,13 +848,16 @@ ATTACKS: dict[str, tuple[str, str]] = {
         f"{BOTH}; told := 'done';",
     ),
     "hash partitions": (
-        "CREATE TABLE both_ (s encrypted_text) PARTITION BY HASH (s);"
+        # Salted: two values meet in one partition by chance, but not with each salt.
+        "CREATE TABLE both_ (s encrypted_text, salt int) PARTITION BY HASH (s, salt);"
         + "".join(
             f"CREATE TABLE p{n} PARTITION OF both_ FOR VALUES WITH"
             f" (MODULUS 97, REMAINDER {n});"
             for n in range(97)
         ),
-        f"{BOTH}; SELECT count(DISTINCT tableoid) INTO told FROM both_;",
+        "FOR n IN 1..4 LOOP INSERT INTO both_ VALUES (value, n), ({g}, n); END LOOP;"
+        "SELECT max(n) INTO told FROM"
+        " (SELECT count(DISTINCT tableoid) AS n FROM both_ GROUP BY salt) counted;",
     ),
     "list partitions": (
         "CREATE TABLE both_ (s encrypted_text) PARTITION BY LIST (s);"

@@ -265,9 +265,6 @@ def test_a_generated_column_tells_of_the_new_value(
     assert_rotated(session)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="an UPDATE of the column would not compute the others again"
-)
 def test_a_generated_column_of_other_columns_is_not_computed_again(
     session: Session, rotate: Rotate
 ) -> None:
@@ -476,11 +473,8 @@ def test_a_foreign_partition_is_left_to_its_server(
 
 
 def test_a_foreign_partition_that_cannot_be_read_is_no_obstacle(
-    session: Session, rotate: Rotate, request: pytest.FixtureRequest
+    session: Session, rotate: Rotate
 ) -> None:
-    if "online" in request.node.name:
-        reason = "at its end it reads the foreign partitions"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     run(session, PARTITIONS)
     run(
         session,

@@ -397,7 +397,7 @@ def test_parallel_workers_read_what_their_leader_reads(
     make_cluster: MakeCluster, source: str, preload: str | None
 ) -> None:
     key = new_key()
-    conf = {"max_worker_processes": 4} | ({preload: "colcrypt"} if preload else {})
+    conf = {"max_worker_processes": 8} | ({preload: "colcrypt"} if preload else {})
     if source == "setting":
         conf |= {"colcrypt.key": key} | (
             {} if preload else {"session_preload_libraries": "colcrypt"}
