@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what building, testing and the demo need: Debian packages, cargo-pgrx and
-# a Python environment in target/venv. Installs only what is missing, says what it
-# does, and is quiet when there is nothing to do.
+# Installs what building, testing and the demo need: Debian packages, cargo-pgrx, a
+# Python environment in target/venv, and Node packages in target/clients/node. Installs
+# only what is missing, says what it does, and is quiet when there is nothing to do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/common.sh
@@ -10,6 +10,7 @@ PG_CONFIG=$(find_pg_config)
 PGRX_VERSION=$(sed -n 's/^pgrx = "=\(.*\)"$/\1/p' Cargo.toml)
 RUST_VERSION=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
 VENV=target/venv
+NODE=target/clients/node
 PYTHON=${PYTHON:-python3}
 
 main() {
@@ -18,6 +19,7 @@ main() {
     check_postgres
     install_cargo_pgrx
     make_venv
+    install_node_packages
 }
 
 check_rust() {
@@ -39,6 +41,10 @@ install_packages() {
         wanted+=(postgresql-15 postgresql-server-dev-15)
     fi
     has_cargo_pgrx || wanted+=(libssl-dev)
+    # Clients for tests/clients.
+    wanted+=(libpostgresql-jdbc-java pgbouncer)
+    command -v javac >/dev/null || wanted+=(default-jdk-headless)
+    command -v npm >/dev/null || wanted+=(nodejs npm)
     if ! can_make_venv "$PYTHON"; then
         PYTHON=/usr/bin/python3
         can_make_venv "$PYTHON" || wanted+=(python3-venv)
@@ -57,7 +63,8 @@ install_packages() {
     fi
     say "setup: installing packages: ${missing[*]}"
     as_root apt-get -qq update
-    # Debian may create and start a cluster "main" now. It is never used here.
+    # Debian may create and start a cluster "main" now, and start PgBouncer. Neither is
+    # used here.
     as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
 }
@@ -93,6 +100,22 @@ make_venv() {
         -r tests/requirements.txt
     # Last, as the mark that all of it is there.
     cp tests/requirements.txt "$VENV/requirements.txt"
+}
+
+install_node_packages() {
+    local file same=1
+    for file in package.json package-lock.json; do
+        cmp -s "tests/clients/node/$file" "$NODE/$file" || same=0
+    done
+    [ $same -eq 0 ] || [ ! -d "$NODE/node_modules" ] || return 0
+    say "setup: installing Node packages into $NODE"
+    rm -rf "$NODE"
+    mkdir -p "$NODE"
+    cp tests/clients/node/package.json tests/clients/node/package-lock.json "$NODE"
+    if ! npm ci --prefix "$NODE" --ignore-scripts --silent; then
+        rm -rf "$NODE"
+        die "npm ci failed"
+    fi
 }
 
 has_cargo_pgrx() {

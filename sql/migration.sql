@@ -52,10 +52,8 @@ CREATE FUNCTION colcrypt.migration_obstacles(relation regclass, column_name name
     LANGUAGE sql STABLE STRICT PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
 AS $$
-    WITH RECURSIVE part(oid) AS (
-        SELECT relation::oid
-        UNION
-        SELECT i.inhrelid FROM part AS p JOIN pg_inherits AS i ON i.inhparent = p.oid
+    WITH part(oid) AS (
+        SELECT oid FROM colcrypt.parts(relation) AS oid
     ), col AS MATERIALIZED (
         SELECT a.attrelid, a.attnum, a.attcollation
         FROM part AS p JOIN pg_attribute AS a ON a.attrelid = p.oid
@@ -282,12 +280,7 @@ BEGIN
              JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attname = column_name
              JOIN pg_opclass AS o ON o.oid = i.indclass[0]
              JOIN pg_am AS m ON m.oid = o.opcmethod AND m.amname = 'btree'
-        WHERE i.indrelid IN (
-                  WITH RECURSIVE part(oid) AS (
-                      SELECT relation::oid
-                      UNION
-                      SELECT p.inhrelid FROM part JOIN pg_inherits AS p ON p.inhparent = part.oid)
-                  SELECT part.oid FROM part)
+        WHERE i.indrelid IN (SELECT colcrypt.parts(relation))
           AND i.indkey[0] = a.attnum AND i.indnatts = 1 AND o.opcname LIKE '%\_pattern\_ops'
           -- One of a partition goes with its parent's.
           AND h.inhparent IS NULL

@@ -8,12 +8,12 @@ CREATE FUNCTION colcrypt.begin_encryption_job(
     column_name name,
     shadow name,
     batch_size integer,
-    pause double precision,
-    lock_timeout double precision
+    pause interval,
+    lock_timeout interval
 ) RETURNS integer
     AS 'MODULE_PATHNAME', 'colcrypt_begin_encryption_wrapper'
     LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE;
-COMMENT ON FUNCTION colcrypt.begin_encryption_job(regclass, name, name, integer, double precision, double precision) IS
+COMMENT ON FUNCTION colcrypt.begin_encryption_job(regclass, name, name, integer, interval, interval) IS
     'for encrypt_column_online(): makes a row of colcrypt.rotation, or takes one up that did not end';
 
 CREATE FUNCTION colcrypt.end_encryption_job(job integer, state text, phase text) RETURNS void
@@ -176,8 +176,8 @@ CREATE FUNCTION colcrypt.prepare_encryption(
     column_name name,
     key name,
     batch_size integer,
-    pause double precision,
-    lock_timeout double precision
+    pause interval,
+    lock_timeout interval
 ) RETURNS integer
     LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
@@ -193,10 +193,10 @@ BEGIN
     IF batch_size IS NULL OR pause IS NULL OR lock_timeout IS NULL THEN
         RAISE 'batch_size, pause and lock_timeout must be given' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF NOT lock_timeout BETWEEN 0.001 AND 1000000 THEN
+    IF NOT date_part('epoch', lock_timeout) BETWEEN 0.001 AND 1000000 THEN
         RAISE 'lock_timeout must be more than 0, and 1000000 seconds at most' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM set_config('lock_timeout', ceil(lock_timeout * 1000)::text, true);
+    PERFORM set_config('lock_timeout', ceil(date_part('epoch', lock_timeout) * 1000)::text, true);
     type := colcrypt.begin_migration(relation, column_name);
     shadow := colcrypt.shadow_of(relation, column_name);
     IF shadow IS NULL THEN
@@ -234,7 +234,7 @@ BEGIN
     RETURN colcrypt.begin_encryption_job(relation, column_name, shadow, batch_size, pause, lock_timeout);
 END
 $$;
-COMMENT ON FUNCTION colcrypt.prepare_encryption(regclass, name, name, integer, double precision, double precision) IS
+COMMENT ON FUNCTION colcrypt.prepare_encryption(regclass, name, name, integer, interval, interval) IS
     'for encrypt_column_online(): adds the encrypted column and the trigger that keeps it in step; gives the number of the job';
 
 CREATE FUNCTION colcrypt.validate_encryption(relation regclass, column_name name) RETURNS void
@@ -261,7 +261,7 @@ $$;
 COMMENT ON FUNCTION colcrypt.validate_encryption(regclass, name) IS
     'for encrypt_column_online(): validates constraints, without locking the table against writing';
 
-CREATE FUNCTION colcrypt.swap_encryption(relation regclass, column_name name, job integer, lock_timeout double precision)
+CREATE FUNCTION colcrypt.swap_encryption(relation regclass, column_name name, job integer, lock_timeout interval)
     RETURNS boolean
     LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
     SET search_path = pg_catalog, pg_temp
@@ -282,7 +282,7 @@ DECLARE
     is_partitioned boolean := (SELECT c.relkind = 'p' FROM pg_class AS c WHERE c.oid = relation);
     statement text;
 BEGIN
-    PERFORM set_config('lock_timeout', ceil(lock_timeout * 1000)::text, true);
+    PERFORM set_config('lock_timeout', ceil(date_part('epoch', lock_timeout) * 1000)::text, true);
     PERFORM colcrypt.begin_migration(relation, column_name);
     shadow := colcrypt.shadow_of(relation, column_name);
     IF shadow IS NULL OR EXISTS (
@@ -408,7 +408,7 @@ BEGIN
     RETURN true;
 END
 $$;
-COMMENT ON FUNCTION colcrypt.swap_encryption(regclass, name, integer, double precision) IS
+COMMENT ON FUNCTION colcrypt.swap_encryption(regclass, name, integer, interval) IS
     'for encrypt_column_online(): puts the encrypted column in place of the plaintext one; false if indexes are missing, NULL if there are new partitions';
 
 CREATE FUNCTION colcrypt.prevent_in_transaction() RETURNS void
@@ -438,8 +438,7 @@ BEGIN
     LOOP
         BEGIN
             job := colcrypt.prepare_encryption(
-                relation, column_name, key, batch_size,
-                pg_catalog.date_part('epoch', pause), pg_catalog.date_part('epoch', lock_timeout));
+                relation, column_name, key, batch_size, pause, lock_timeout);
             EXIT;
         EXCEPTION WHEN lock_not_available THEN
             RAISE NOTICE 'the table is in use; trying again';
@@ -460,8 +459,7 @@ BEGIN
         LOOP
             COMMIT;
             BEGIN
-                swapped := colcrypt.swap_encryption(
-                    relation, column_name, job, pg_catalog.date_part('epoch', lock_timeout));
+                swapped := colcrypt.swap_encryption(relation, column_name, job, lock_timeout);
                 EXIT;
             EXCEPTION WHEN lock_not_available THEN
                 RAISE NOTICE 'the table is in use; trying again';
@@ -494,7 +492,7 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
     -- Nobody else is at work on it from here on.
-    number := colcrypt.begin_encryption_job(relation, column_name, shadow, 1, 0, 0);
+    number := colcrypt.begin_encryption_job(relation, column_name, shadow, 1, '0', '0');
     SELECT p.rows_rotated INTO done FROM colcrypt.rotation_progress AS p WHERE p.job = number;
     EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', ('~' || shadow)::name, relation);
     EXECUTE format('ALTER TABLE %s DROP COLUMN %I', relation, shadow);

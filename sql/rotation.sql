@@ -132,7 +132,7 @@ COMMENT ON COLUMN colcrypt.rotation_progress.job IS 'number of the rotation';
 COMMENT ON COLUMN colcrypt.rotation_progress.relation IS 'table that is rotated, with its partitions and what inherits from it';
 COMMENT ON COLUMN colcrypt.rotation_progress.column_name IS 'column that is rotated';
 COMMENT ON COLUMN colcrypt.rotation_progress.state IS 'running, paused, cancelled, failed, done; interrupted if nobody is at work on it any more';
-COMMENT ON COLUMN colcrypt.rotation_progress.phase IS 'starting, rotating, checking, encrypting, verifying, encrypted, waiting for locked rows, waiting for a lock, waiting for replicas, waiting for indexes, done';
+COMMENT ON COLUMN colcrypt.rotation_progress.phase IS 'starting, rotating, checking, finishing, encrypting, verifying, encrypted, waiting for locked rows, waiting for a lock, waiting for older transactions, waiting for replicas, waiting for indexes, done';
 COMMENT ON COLUMN colcrypt.rotation_progress.blocks_total IS 'blocks to go through in this phase';
 COMMENT ON COLUMN colcrypt.rotation_progress.blocks_done IS 'blocks gone through in this phase';
 COMMENT ON COLUMN colcrypt.rotation_progress.rows_rotated IS 'rows that have a new value';
@@ -160,41 +160,21 @@ AS $$
 $$;
 COMMENT ON FUNCTION colcrypt.parts(regclass) IS 'a table with its partitions and what inherits from it';
 
--- In one statement, which sees one moment. Of what a server of its own stores, that one
--- knows.
-CREATE FUNCTION colcrypt.headers(relation regclass, column_name name)
-    RETURNS TABLE (key_id text, suite text)
-    LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
-    SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    values_ text := (
-        SELECT string_agg(format('SELECT colcrypt.inspect(%I) AS i FROM ONLY %s WHERE %1$I IS NOT NULL',
-                                 column_name, c.oid::regclass), ' UNION ALL ')
-        FROM colcrypt.parts(relation) AS p(oid) JOIN pg_class AS c ON c.oid = p.oid AND c.relkind = 'r');
-BEGIN
-    IF values_ IS NOT NULL THEN
-        RETURN QUERY EXECUTE format('SELECT DISTINCT (v.i).key_id, (v.i).suite FROM (%s OFFSET 0) AS v', values_);
-    END IF;
-END
-$$;
-COMMENT ON FUNCTION colcrypt.headers(regclass, name) IS
-    'for rotate_column_online(): under which keys and suites the values of a column are';
-
 CREATE FUNCTION colcrypt.begin_rotation(
     relation regclass,
     column_name name,
     batch_size integer,
-    pause double precision,
-    lock_timeout double precision,
+    pause interval,
+    lock_timeout interval,
     max_rows_per_second bigint,
     max_lag_bytes bigint,
-    fire_triggers boolean
+    fire_triggers boolean,
+    background boolean
 ) RETURNS integer
     AS 'MODULE_PATHNAME', 'colcrypt_begin_rotation_wrapper'
     LANGUAGE c VOLATILE PARALLEL UNSAFE;
-COMMENT ON FUNCTION colcrypt.begin_rotation(regclass, name, integer, double precision, double precision, bigint, bigint, boolean) IS
-    'for rotate_column_online(): makes a rotation, or takes one up that did not end; gives its number';
+COMMENT ON FUNCTION colcrypt.begin_rotation(regclass, name, integer, interval, interval, bigint, bigint, boolean, boolean) IS
+    'for rotate_column_online(), rotate_column_background(): makes a rotation, or takes one up that did not end; gives its number';
 
 CREATE FUNCTION colcrypt.rotation_step(job integer) RETURNS double precision
     AS 'MODULE_PATHNAME', 'colcrypt_rotation_step_wrapper'
@@ -224,9 +204,8 @@ CREATE PROCEDURE rotate_column_online(
 AS $$
 DECLARE
     job CONSTANT pg_catalog.int4 := colcrypt.begin_rotation(
-        relation, column_name, batch_size,
-        pg_catalog.date_part('epoch', pause), pg_catalog.date_part('epoch', lock_timeout),
-        max_rows_per_second, max_lag_bytes, fire_triggers);
+        relation, column_name, batch_size, pause, lock_timeout, max_rows_per_second, max_lag_bytes,
+        fire_triggers, background => false);
     wait pg_catalog.float8;
 BEGIN
     LOOP
@@ -251,8 +230,12 @@ CREATE FUNCTION colcrypt.rotate_column_background(
     fire_triggers boolean DEFAULT false,
     lock_timeout interval DEFAULT '500 milliseconds'
 ) RETURNS integer
-    AS 'MODULE_PATHNAME', 'colcrypt_rotate_column_background_wrapper'
-    LANGUAGE c VOLATILE PARALLEL UNSAFE;
+    LANGUAGE sql VOLATILE PARALLEL UNSAFE
+AS $$
+    SELECT colcrypt.begin_rotation(
+        relation, column_name, batch_size, pause, lock_timeout, max_rows_per_second, max_lag_bytes,
+        fire_triggers, background => true)
+$$;
 COMMENT ON FUNCTION colcrypt.rotate_column_background(regclass, name, integer, interval, bigint, bigint, boolean, interval) IS
     'rotate_column_online() in a background worker; gives the number of the rotation';
 

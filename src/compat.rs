@@ -405,27 +405,70 @@ pub(crate) fn relation_of_page(pointer: *const u8) -> Option<pg_sys::Oid> {
 
 /// The owners of all relations with this name.
 pub(crate) fn owners_of_relations(name: &core::ffi::CStr) -> Vec<pg_sys::Oid> {
-    // SAFETY: a look-up in the syscache by the first column of its key; the rows
-    // are copied from before the list is released.
+    let mut key = pg_sys::NameData::default();
+    // SAFETY: both are names; `pg_class` has such rows.
     unsafe {
-        let mut key = pg_sys::NameData::default();
         pg_sys::namestrcpy(&raw mut key, name.as_ptr());
-        let list = pg_sys::SearchSysCacheList(
+        rows_by_name(
             pg_sys::SysCacheIdentifier::RELNAMENSP as i32,
-            1,
-            pg_sys::Datum::from(&raw const key),
-            pg_sys::Datum::null(),
-            pg_sys::Datum::null(),
-        );
+            &key,
+            |class: &pg_sys::FormData_pg_class| Some(class.relowner),
+        )
+    }
+}
+
+/// What `read` finds in the rows of a catalog that have this name, in the first column of
+/// the key of a syscache.
+///
+/// # Safety
+/// The syscache has rows of type `R`.
+unsafe fn rows_by_name<R, T>(
+    cache: i32,
+    name: &pg_sys::NameData,
+    read: impl Fn(&R) -> Option<T>,
+) -> Vec<T> {
+    // SAFETY: a look-up; the rows are read before the list is released.
+    unsafe {
+        let none = pg_sys::Datum::null();
+        let name = pg_sys::Datum::from(core::ptr::from_ref(name));
+        let list = pg_sys::SearchSysCacheList(cache, 1, name, none, none);
         let count = usize::try_from((*list).n_members).unwrap_or(0);
-        let owners = (*list).members.as_slice(count).iter().map(|member| {
+        let found = (*list).members.as_slice(count).iter().filter_map(|member| {
             let tuple = &raw mut (**member).tuple;
-            let class: pg_sys::Form_pg_class = pg_sys::GETSTRUCT(tuple).cast();
-            (*class).relowner
+            read(&*pg_sys::GETSTRUCT(tuple).cast::<R>())
         });
-        let owners = owners.collect();
+        let found = found.collect();
         pg_sys::ReleaseCatCacheList(list);
-        owners
+        found
+    }
+}
+
+/// A function with one argument.
+pub(crate) struct UnaryFunction {
+    oid: pg_sys::Oid,
+    pub(crate) schema: pg_sys::Oid,
+    pub(crate) argument: pg_sys::Oid,
+    returned: pg_sys::Oid,
+}
+
+/// The functions with this name and one argument, in all schemas.
+pub(crate) fn unary_functions(name: &core::ffi::CStr) -> Vec<UnaryFunction> {
+    let mut key = pg_sys::NameData::default();
+    // SAFETY: both are names; `pg_proc` has such rows, with as many types as arguments.
+    unsafe {
+        pg_sys::namestrcpy(&raw mut key, name.as_ptr());
+        rows_by_name(
+            pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32,
+            &key,
+            |function: &pg_sys::FormData_pg_proc| {
+                (function.pronargs == 1).then(|| UnaryFunction {
+                    oid: function.oid,
+                    schema: function.pronamespace,
+                    argument: *function.proargtypes.values.as_ptr(),
+                    returned: function.prorettype,
+                })
+            },
+        )
     }
 }
 
@@ -456,6 +499,13 @@ pub(crate) fn has_assertions() -> bool {
         let value = pg_sys::GetConfigOption(c"debug_assertions".as_ptr(), false, false);
         core::ffi::CStr::from_ptr(value) == c"on"
     }
+}
+
+/// Raises an error in a read-only transaction and on a standby; `what` is a function's name
+/// for the message.
+pub(crate) fn prevent_if_read_only(what: &core::ffi::CStr) {
+    // SAFETY: reads the state of this backend.
+    unsafe { pg_sys::PreventCommandIfReadOnly(what.as_ptr()) };
 }
 
 /// Whether this is an autovacuum worker.
@@ -509,63 +559,69 @@ pub(crate) fn may_execute(
     returned: pg_sys::Oid,
     argument: pg_sys::Oid,
 ) -> bool {
-    // SAFETY: look-ups in the syscaches; the list stays until it is released.
-    unsafe {
-        let cache = pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32;
-        let none = pg_sys::Datum::null();
-        let list = pg_sys::SearchSysCacheList(cache, 1, name.as_ptr().into(), none, none);
-        let members = (*list).members.as_slice((*list).n_members as usize);
-        let found = members.iter().find_map(|member| {
-            let tuple = &raw mut (**member).tuple;
-            let form: *mut pg_sys::FormData_pg_proc = pg_sys::GETSTRUCT(tuple).cast();
-            let is_it = (*form).prorettype == returned
-                && (*form).pronargs == 1
-                && *(*form).proargtypes.values.as_ptr() == argument;
-            is_it.then_some((*form).oid)
-        });
-        pg_sys::ReleaseCatCacheList(list);
-        found.is_some_and(|function| {
-            let mode = pg_sys::AclMode::from(pg_sys::ACL_EXECUTE);
-            pg_sys::pg_proc_aclcheck(function, pg_sys::GetUserId(), mode)
-                == pg_sys::AclResult::ACLCHECK_OK
-        })
-    }
+    let functions = unary_functions(name);
+    let mut wanted = functions
+        .iter()
+        .filter(|function| function.returned == returned && function.argument == argument);
+    wanted.next().is_some_and(|function| {
+        let mode = pg_sys::AclMode::from(pg_sys::ACL_EXECUTE);
+        // SAFETY: a catalog look-up.
+        let checked = unsafe { pg_sys::pg_proc_aclcheck(function.oid, pg_sys::GetUserId(), mode) };
+        checked == pg_sys::AclResult::ACLCHECK_OK
+    })
 }
 
 /// How many rows a relation and what belongs to it are believed to have.
 pub(crate) fn estimated_rows(oid: pg_sys::Oid) -> f32 {
     let all = find_all_inheritors(oid, pg_sys::AccessShareLock as pg_sys::LOCKMODE);
-    let rows = all.into_iter().map(|oid| {
-        // SAFETY: a syscache look-up; the row is copied from before it is released.
-        unsafe {
-            let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
-            let tuple = pg_sys::SearchSysCache1(cache, oid.into());
-            if tuple.is_null() {
-                return 0.0;
-            }
-            let class: pg_sys::Form_pg_class = pg_sys::GETSTRUCT(tuple).cast();
+    let rows = all.into_iter().filter_map(|oid| {
+        with_class(oid, |class| {
             // A partitioned table has the sum of its partitions; -1 is not known.
-            let is_whole = (*class).relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE;
-            let rows = if is_whole { 0.0 } else { (*class).reltuples };
-            pg_sys::ReleaseSysCache(tuple);
-            rows.max(0.0)
-        }
+            let is_whole = class.relkind as u8 == pg_sys::RELKIND_PARTITIONED_TABLE;
+            if is_whole {
+                0.0
+            } else {
+                class.reltuples.max(0.0)
+            }
+        })
     });
     rows.sum()
 }
 
 /// The owner of a relation; invalid if there is none.
 pub(crate) fn relation_owner(oid: pg_sys::Oid) -> pg_sys::Oid {
-    // SAFETY: a syscache look-up; the row is copied from before it is released.
+    with_class(oid, |class| class.relowner).unwrap_or(pg_sys::InvalidOid)
+}
+
+/// What `read` finds in the row of `pg_class` of a relation; None if there is none.
+fn with_class<T>(
+    oid: pg_sys::Oid,
+    read: impl FnOnce(&pg_sys::FormData_pg_class) -> T,
+) -> Option<T> {
+    // SAFETY: a syscache look-up; the row is read before it is released.
     unsafe {
         let tuple = pg_sys::SearchSysCache1(pg_sys::SysCacheIdentifier::RELOID as i32, oid.into());
         if tuple.is_null() {
-            return pg_sys::InvalidOid;
+            return None;
         }
         let class: pg_sys::Form_pg_class = pg_sys::GETSTRUCT(tuple).cast();
-        let owner = (*class).relowner;
+        let found = read(&*class);
         pg_sys::ReleaseSysCache(tuple);
-        owner
+        Some(found)
+    }
+}
+
+/// Memory for the work on one row, to be reset after each.
+pub(crate) fn new_row_memory() -> pg_sys::MemoryContext {
+    // SAFETY: a child of the current context, with its usual sizes.
+    unsafe {
+        pg_sys::AllocSetContextCreateExtended(
+            pg_sys::CurrentMemoryContext,
+            c"colcrypt: a row".as_ptr(),
+            pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
+            pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
+            pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
+        )
     }
 }
 

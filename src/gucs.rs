@@ -220,15 +220,7 @@ pub(crate) fn seal_with(algorithm: &str, write_key: &str) {
             continue;
         };
         if differs {
-            // SAFETY: as a SET of the session.
-            unsafe {
-                pg_sys::SetConfigOption(
-                    name.as_ptr(),
-                    value.as_ptr(),
-                    pg_sys::GucContext::PGC_USERSET,
-                    pg_sys::GucSource::PGC_S_SESSION,
-                );
-            }
+            set(name, &value, pg_sys::GucSource::PGC_S_SESSION);
         }
     }
 }
@@ -241,15 +233,7 @@ pub(crate) fn work_by_default() {
         (c"default_transaction_isolation", c"read committed"),
         (c"default_transaction_deferrable", c"off"),
     ] {
-        // SAFETY: as a SET of the session.
-        unsafe {
-            pg_sys::SetConfigOption(
-                name.as_ptr(),
-                value.as_ptr(),
-                pg_sys::GucContext::PGC_USERSET,
-                pg_sys::GucSource::PGC_S_SESSION,
-            );
-        }
+        set(name, value, pg_sys::GucSource::PGC_S_SESSION);
     }
 }
 
@@ -458,15 +442,14 @@ fn asked(name: &CStr) -> Option<String> {
 /// user may not set it, and left the default: not a role's, which a client's option
 /// stands in front of.
 fn override_setting(name: &CStr, value: &CStr) {
-    // SAFETY: the setting was defined, with this value among others.
-    unsafe {
-        pg_sys::SetConfigOption(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_OVERRIDE,
-        );
-    }
+    set(name, value, pg_sys::GucSource::PGC_S_OVERRIDE);
+}
+
+/// Sets what there is, with this value among others, with a superuser's rights.
+fn set(name: &CStr, value: &CStr, source: pg_sys::GucSource::Type) {
+    let context = pg_sys::GucContext::PGC_SUSET;
+    // SAFETY: NUL-terminated strings, which are copied.
+    unsafe { pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), context, source) };
 }
 
 /// What PostgreSQL keeps with a value of `colcrypt.key` for the assign hook: the

@@ -43,9 +43,6 @@ mod in_server_tests;
 
 ::pgrx::pg_module_magic!(name, version);
 
-/// How often long work says how far it is.
-const PROGRESS_INTERVAL: core::time::Duration = core::time::Duration::from_secs(10);
-
 extension_sql_file!("../sql/admin.sql", name = "admin", bootstrap);
 extension_sql_file!("../sql/types.sql", name = "types", requires = ["admin"]);
 extension_sql_file!(

@@ -4,12 +4,11 @@
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 
-use crate::PROGRESS_INTERVAL;
 use crate::backend_local::BackendLocal;
 
 /// Sessions that are seen at a time: what one page has room for.
@@ -50,13 +49,57 @@ fn read(place: &[AtomicU64], word: usize) -> u64 {
     place[word].load(Ordering::Relaxed)
 }
 
+/// Says when it is time for the next message.
+#[derive(Clone, Copy)]
+pub(crate) struct Ticker(Instant);
+
+impl Default for Ticker {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Ticker {
+    pub(crate) fn is_due(&mut self) -> bool {
+        /// Between the messages about long work.
+        const INTERVAL: Duration = Duration::from_secs(10);
+        let is_due = self.0.elapsed() >= INTERVAL;
+        if is_due {
+            self.0 = Instant::now();
+        }
+        is_due
+    }
+}
+
+/// Counts values, and says from time to time how many there were.
+#[derive(Clone, Copy)]
+pub(crate) struct Counter {
+    pub(crate) values: u64,
+    ticker: Option<Ticker>,
+}
+
+impl Counter {
+    pub(crate) const fn new() -> Self {
+        Self {
+            values: 0,
+            ticker: None,
+        }
+    }
+
+    pub(crate) fn count(&mut self) {
+        self.values += 1;
+        if self.values % 1024 == 1 && self.ticker.get_or_insert_default().is_due() {
+            pgrx::notice!("{} values so far", self.values);
+        }
+    }
+}
+
 static CURRENT: BackendLocal<Cell<Option<Current>>> = BackendLocal::new(Cell::new(None));
 
 #[derive(Clone, Copy)]
 struct Current {
     place: Option<&'static [AtomicU64]>,
-    rows: u64,
-    reported: Instant,
+    counter: Counter,
 }
 
 /// Work that others can see, until it is dropped.
@@ -84,8 +127,7 @@ impl Watched {
         }
         CURRENT.set(Some(Current {
             place,
-            rows: 0,
-            reported: Instant::now(),
+            counter: Counter::new(),
         }));
         Self(())
     }
@@ -121,8 +163,7 @@ fn leaders() -> Option<Current> {
     };
     Some(Current {
         place: places().find(|place| read(place, PROCESS) == leader),
-        rows: 0,
-        reported: Instant::now(),
+        counter: Counter::new(),
     })
 }
 
@@ -131,13 +172,9 @@ pub(crate) fn count_row() {
     let Some(mut current) = CURRENT.get().or_else(leaders) else {
         return;
     };
-    current.rows += 1;
+    current.counter.count();
     if let Some(place) = current.place {
         place[DONE].fetch_add(1, Ordering::Relaxed);
-    }
-    if current.rows.is_multiple_of(1024) && current.reported.elapsed() >= PROGRESS_INTERVAL {
-        current.reported = Instant::now();
-        pgrx::notice!("{} values so far", current.rows);
     }
     CURRENT.set(Some(current));
 }

@@ -184,45 +184,27 @@ pub(crate) fn encrypted_types() -> Option<EncryptedTypes> {
     {
         return Some(known);
     }
-    // SAFETY: catalog look-ups, which raise no error where something is not there; the
-    // list and its members stay until it is released.
-    unsafe {
-        let schema = pg_sys::get_namespace_oid(c"colcrypt".as_ptr(), true);
-        if schema == pg_sys::InvalidOid {
-            return None;
-        }
-        let cache = pg_sys::SysCacheIdentifier::PROCNAMEARGSNSP as i32;
-        let name = pg_sys::Datum::from(c"inspect".as_ptr());
-        let none = pg_sys::Datum::null();
-        let list = pg_sys::SearchSysCacheList(cache, 1, name, none, none);
-        let members = (*list).members.as_slice((*list).n_members as usize);
-        let arguments: Vec<_> = members
-            .iter()
-            .filter_map(|member| {
-                let tuple = &raw mut (**member).tuple;
-                let form: *mut pg_sys::FormData_pg_proc = pg_sys::GETSTRUCT(tuple).cast();
-                let is_ours = (*form).pronamespace == schema && (*form).pronargs == 1;
-                is_ours.then(|| *(*form).proargtypes.values.as_ptr())
-            })
-            .collect();
-        pg_sys::ReleaseCatCacheList(list);
-        let mut types = EncryptedTypes([pg_sys::InvalidOid; Payload::ALL.len()]);
-        for argument in arguments {
-            let name = compat::type_name(argument).unwrap_or_default();
-            let plain = name.strip_prefix("encrypted_");
-            let payload = Payload::ALL
-                .into_iter()
-                .find(|payload| Some(payload.name()) == plain);
-            if let Some(payload) = payload {
-                types.0[payload.index()] = argument;
-            }
-        }
-        if types.0 == [pg_sys::InvalidOid; Payload::ALL.len()] {
-            return None;
-        }
-        KNOWN.set(Some((now, types)));
-        Some(types)
+    // SAFETY: a catalog look-up, which raises no error where something is not there.
+    let schema = unsafe { pg_sys::get_namespace_oid(c"colcrypt".as_ptr(), true) };
+    if schema == pg_sys::InvalidOid {
+        return None;
     }
+    let mut types = EncryptedTypes([pg_sys::InvalidOid; Payload::ALL.len()]);
+    for function in compat::unary_functions(c"inspect") {
+        let name = compat::type_name(function.argument).unwrap_or_default();
+        let plain = name.strip_prefix("encrypted_");
+        let mut payloads = Payload::ALL.into_iter();
+        if function.schema == schema
+            && let Some(payload) = payloads.find(|payload| Some(payload.name()) == plain)
+        {
+            types.0[payload.index()] = function.argument;
+        }
+    }
+    if types.0 == [pg_sys::InvalidOid; Payload::ALL.len()] {
+        return None;
+    }
+    KNOWN.set(Some((now, types)));
+    Some(types)
 }
 
 /// The name of a relation with its schema, as SQL has it.

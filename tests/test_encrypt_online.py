@@ -943,6 +943,7 @@ def test_a_trigger_that_does_not_always_fire_is_told(
     half_way: Session, enabled: str
 ) -> None:
     half_way.execute(f'ALTER TABLE t {enabled} TRIGGER "~colcrypt secret"'.encode())
+    half_way.execute("INSERT INTO t VALUES (0, 'value 0')")
     with pytest.raises(psycopg.Error, match="not there or disabled"):
         encrypt(half_way)
     half_way.execute(ABORT)

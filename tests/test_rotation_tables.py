@@ -891,8 +891,8 @@ def test_a_tablespace_may_change_between_batches(
         fill(session, rows=2000)
         use_new_key(session)
         begin = (
-            "SELECT colcrypt.begin_rotation('t', 'secret', 100, 0, 1, NULL, NULL,"
-            " false)"
+            "SELECT colcrypt.begin_rotation('t', 'secret', 100, '0', '1 s', NULL, NULL,"
+            " false, false)"
         )
         job = fetch(session, begin)
         for _ in range(5):

@@ -58,7 +58,7 @@ fn colcrypt_rotate_key(name: &str) -> Result<String, ErrorReport> {
     own_tables::as_owner(|| {
         Spi::run_with_args(
             "UPDATE colcrypt.key SET state = 'retired'
-             WHERE kind OPERATOR(pg_catalog.=) 'data' AND key_id OPERATOR(pg_catalog.=) $1",
+             WHERE kind = 'data' AND key_id = $1",
             &[DatumWithOid::from(active.id.to_string())],
         )
     })?;
@@ -96,8 +96,8 @@ fn colcrypt_shred_key(name: &str) -> Result<i64, ErrorReport> {
     own_tables::as_owner(|| {
         Spi::run_with_args(
             "UPDATE colcrypt.key SET state = 'destroyed', wrapped = NULL, wrapped_by = NULL
-             WHERE kind OPERATOR(pg_catalog.=) 'data' AND name OPERATOR(pg_catalog.=) $1
-               AND state OPERATOR(pg_catalog.<>) 'destroyed'",
+             WHERE kind = 'data' AND name = $1
+               AND state <> 'destroyed'",
             &[DatumWithOid::from(name)],
         )?;
         // Rewrites the table: the new type is the old one, but not the column as
@@ -131,7 +131,7 @@ fn colcrypt_grant_key(name: &str, role: pg_sys::Oid) -> Result<(), ErrorReport> 
 fn restrict(name: &str, restricted: bool) -> Result<(), pgrx::spi::Error> {
     Spi::run_with_args(
         "UPDATE colcrypt.key SET restricted = $2
-         WHERE kind OPERATOR(pg_catalog.=) 'data' AND name OPERATOR(pg_catalog.=) $1",
+         WHERE kind = 'data' AND name = $1",
         &[DatumWithOid::from(name), DatumWithOid::from(restricted)],
     )
 }
@@ -156,7 +156,7 @@ fn colcrypt_revoke_key(name: &str, role: pg_sys::Oid) -> Result<bool, ErrorRepor
     own_tables::as_owner(|| {
         Spi::run_with_args(
             "DELETE FROM colcrypt.key_grant
-             WHERE name OPERATOR(pg_catalog.=) $1 AND role OPERATOR(pg_catalog.=) $2",
+             WHERE name = $1 AND role = $2",
             &[DatumWithOid::from(name), DatumWithOid::from(role)],
         )?;
         if open { restrict(name, false) } else { Ok(()) }

@@ -70,7 +70,7 @@ fn colcrypt_rewrap_keys() -> Result<i64, ErrorReport> {
         own_tables::as_owner(|| {
             Spi::run_with_args(
                 "UPDATE colcrypt.key SET wrapped_by = $3, wrapped = $4
-                 WHERE kind OPERATOR(pg_catalog.=) $1 AND key_id OPERATOR(pg_catalog.=) $2",
+                 WHERE kind = $1 AND key_id = $2",
                 &[
                     DatumWithOid::from(row.kind.name()),
                     DatumWithOid::from(row.id.to_string()),

@@ -4,15 +4,14 @@
 pub(crate) mod in_step;
 
 use core::cell::Cell;
-use std::time::Instant;
 
 use colcrypt_core::modifier_from_name;
 use pgrx::prelude::*;
 
-use crate::PROGRESS_INTERVAL;
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
 use crate::managed_keys;
+use crate::progress::Counter;
 use crate::types::datum::{Call, Record, per_value_function};
 use crate::types::{EncryptedType, functions};
 
@@ -21,43 +20,25 @@ use crate::types::{EncryptedType, functions};
 const TOKEN_START: &[u8] = b"gAAAAA";
 
 static COUNTS: BackendLocal<Counts> = BackendLocal::new(Counts {
-    rows: Cell::new(0),
+    values: Cell::new(Counter::new()),
     adopted: Cell::new(0),
     lookalikes: Cell::new(0),
-    reported: Cell::new(None),
 });
 
 /// Of this session, since they were asked for last.
 struct Counts {
-    rows: Cell<i64>,
+    values: Cell<Counter>,
     /// Values that are Fernet tokens of the key ring.
     adopted: Cell<i64>,
     /// Values that look like Fernet tokens, and were encrypted.
     lookalikes: Cell<i64>,
-    reported: Cell<Option<Instant>>,
-}
-
-impl Counts {
-    fn count_row(&self) {
-        self.rows.set(self.rows.get() + 1);
-        if self.rows.get() % 1024 != 1 {
-            return;
-        }
-        let now = Instant::now();
-        match self.reported.get() {
-            None => self.reported.set(Some(now)),
-            Some(then) if now.duration_since(then) >= PROGRESS_INTERVAL => {
-                self.reported.set(Some(now));
-                pgrx::notice!("{} values so far", self.rows.get());
-            }
-            Some(_) => {}
-        }
-    }
 }
 
 /// Counts a value that is encrypted or decrypted.
 pub(crate) fn count_row() {
-    COUNTS.count_row();
+    let mut values = COUNTS.values.get();
+    values.count();
+    COUNTS.values.set(values);
 }
 
 /// `encrypt_value(plain type, integer)`
@@ -93,9 +74,9 @@ pub(crate) fn is_own_token<T: EncryptedType>(call: &Call<'_>) -> pg_sys::Datum {
 }
 
 per_value_function!("colcrypt_migration_counts", |call| {
-    COUNTS.reported.set(None);
-    let counts = [&COUNTS.rows, &COUNTS.adopted, &COUNTS.lookalikes];
-    let columns = counts.map(|count| count.take().into_datum());
+    let values = COUNTS.values.replace(Counter::new()).values as i64;
+    let counts = [values, COUNTS.adopted.take(), COUNTS.lookalikes.take()];
+    let columns = counts.map(IntoDatum::into_datum);
     // SAFETY: the SQL function returns a record of these types, in this order.
     unsafe { Record::new(call.raw(), columns) }.into_raw()
 });

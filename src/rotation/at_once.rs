@@ -1,7 +1,5 @@
 //! `rotate_column()`: the whole column in one transaction.
 
-use std::time::Instant;
-
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use zeroize::Zeroizing;
@@ -10,9 +8,10 @@ use super::fresh::Fresh;
 use super::indexes;
 use super::target::{Table, Target};
 use super::walk::{Fires, Manner, Outcome, Patience, Walk};
-use crate::PROGRESS_INTERVAL;
+use crate::compat;
 use crate::error::Error;
 use crate::keyring;
+use crate::progress::Ticker;
 use crate::relations::relation_name;
 
 #[pg_extern(sql = false)]
@@ -28,8 +27,7 @@ fn rotate_column(
     if let Some(rows) = max_rows {
         Error::at_least(0, "max_rows", Some(rows))?;
     }
-    // SAFETY: raises an error in a read-only transaction and on a standby.
-    unsafe { pg_sys::PreventCommandIfReadOnly(c"rotate_column()".as_ptr()) };
+    compat::prevent_if_read_only(c"rotate_column()");
 
     let target = Target::resolve(relation, column)?;
     let mut rotation = Rotation::new(batch_size, max_rows)?;
@@ -51,7 +49,7 @@ struct Rotation {
     batch_size: i64,
     max_rows: Option<i64>,
     rows: i64,
-    reported: Instant,
+    ticker: Ticker,
 }
 
 impl Rotation {
@@ -63,7 +61,7 @@ impl Rotation {
             batch_size,
             max_rows,
             rows: 0,
-            reported: Instant::now(),
+            ticker: Ticker::default(),
         })
     }
 
@@ -102,8 +100,7 @@ impl Rotation {
     }
 
     fn report(&mut self, table: Table, block: u32) {
-        if self.reported.elapsed() >= PROGRESS_INTERVAL {
-            self.reported = Instant::now();
+        if self.ticker.is_due() {
             pgrx::notice!(
                 "rotated {} rows so far, at block {block} of \"{}\"",
                 self.rows,

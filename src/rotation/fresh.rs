@@ -1,9 +1,11 @@
 //! Which values are stale, and what they are to be sealed under instead.
 
-use colcrypt_core::{KeyId, Suite};
+use colcrypt_core::{KeyId, Stored, Suite};
+use pgrx::prelude::*;
 
 use crate::error::Error;
 use crate::sealing::Sealer;
+use crate::types::datum::first_bytes;
 
 /// A key, with the header of what is sealed under it.
 type Target = (Sealer, (Suite, KeyId));
@@ -26,14 +28,22 @@ impl Fresh {
         }
     }
 
-    /// What a value with this header is to be sealed under, if not as it is.
+    /// What a stored value is to be sealed under, if not as it is; judged by its header
+    /// alone.
+    ///
+    /// # Safety
+    /// The value is of an encrypted type.
     ///
     /// # Errors
-    /// As [`Sealer::of_stored_value`].
-    pub(super) fn sealer_if_stale(
+    /// [`Error::Malformed`]; as [`Sealer::of_stored_value`].
+    #[inline]
+    pub(super) unsafe fn sealer_if_stale(
         &mut self,
-        header: (Suite, KeyId),
+        value: pg_sys::Datum,
     ) -> Result<Option<&Sealer>, Error> {
+        // SAFETY: by the caller's word.
+        let bytes = unsafe { first_bytes::<{ Stored::HEADER_LEN }>(value) };
+        let header = Stored::parse_header(&bytes.ok_or(Error::Malformed)?)?;
         let (_, id) = header;
         if self.last.as_ref().is_none_or(|(known, _)| *known != id) {
             let sealer = Sealer::of_stored_value(id, self.modifier)?;

@@ -11,14 +11,14 @@ use pgrx::spi;
 
 use crate::backend_local::BackendLocal;
 use crate::error::Error;
-use crate::{gucs, key_usage, own_tables};
+use crate::{gucs, own_tables};
 
 /// What `rotate_column_online()` and `rotate_column_background()` are asked for.
-pub(super) struct Request<'a> {
+pub(super) struct Request {
     pub(super) relation: pg_sys::Oid,
-    pub(super) column: &'a CStr,
+    pub(super) column: CString,
     /// For `encrypt_column_online()`: the encrypted column beside it.
-    pub(super) shadow: Option<&'a CStr>,
+    pub(super) shadow: Option<CString>,
     pub(super) batch_size: i64,
     /// In seconds.
     pub(super) pause: f64,
@@ -32,25 +32,15 @@ pub(super) struct Request<'a> {
 /// A row of the table.
 pub(super) struct Job {
     pub(super) id: i32,
-    pub(super) relation: pg_sys::Oid,
-    pub(super) column: CString,
-    /// For `encrypt_column_online()`: the encrypted column beside it.
-    pub(super) shadow: Option<CString>,
+    pub(super) request: Request,
     pub(super) state: String,
-    pub(super) batch_size: i64,
-    /// In seconds.
-    pub(super) pause: f64,
-    /// In seconds.
-    pub(super) lock_timeout: f64,
-    pub(super) max_rows_per_second: Option<i64>,
-    pub(super) max_lag_bytes: Option<i64>,
-    pub(super) fires_triggers: bool,
+    pub(super) phase: String,
     pub(super) place: Place,
     pub(super) rows_rotated: i64,
 }
 
 /// Where a rotation stands.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(super) struct Place {
     /// Which time it goes through all tables, from 1.
     pub(super) pass: i32,
@@ -73,19 +63,13 @@ impl Place {
     pub(super) fn next_pass(&self) -> Self {
         Self {
             pass: self.pass.saturating_add(1),
-            pass_rotated: 0,
-            pass_skipped: 0,
-            part: None,
-            file: pg_sys::InvalidOid,
-            next_block: 0,
-            end_block: 0,
-            parts_blocks: 0,
-            blocks_total: None,
+            ..Self::default()
         }
     }
 }
 
 /// How fast it goes.
+#[derive(Default)]
 pub(super) struct Pace {
     pub(super) rows_per_second: Option<f64>,
     /// Seconds to the end of the pass.
@@ -98,12 +82,17 @@ impl Job {
     ///
     /// # Errors
     /// [`Error::RotationRuns`].
-    pub(super) fn begin(request: &Request<'_>, background: bool) -> Result<i32, Error> {
-        // SAFETY: reads the state of this backend.
-        let role = unsafe { pg_sys::GetUserId() };
-        let column = || DatumWithOid::from(request.column);
-        let algorithm = gucs::suite().name();
-        let write_key = gucs::write_key().map(CStr::to_string_lossy);
+    pub(super) fn begin(request: &Request, background: bool) -> Result<i32, Error> {
+        // Another session may just have begun one, and then it is found the next time.
+        let mut begun = Self::try_begin(request, background)?;
+        if begun.is_none() {
+            begun = Self::try_begin(request, background)?;
+        }
+        begun.ok_or(Error::Serialization)
+    }
+
+    fn try_begin(request: &Request, background: bool) -> Result<Option<i32>, Error> {
+        let column = || DatumWithOid::from(request.column.as_c_str());
         let known: Option<i32> = own_tables::as_owner(|| {
             Spi::run_with_args(
                 "DELETE FROM colcrypt.rotation AS r
@@ -117,42 +106,37 @@ impl Job {
                 &[request.relation.into(), column()],
             ))
         })?;
-        if let Some(job) = known {
-            if is_held_elsewhere(job)? {
-                return Err(Error::RotationRuns { job });
-            }
-            own_tables::as_owner(|| {
-                Spi::run_with_args(
-                    "UPDATE colcrypt.rotation
-                     SET role = $2, background = $3, state = 'running', phase = 'starting', last_error = NULL,
-                         batch_size = $4, pause = $5, lock_timeout = $6, max_rows_per_second = $7,
-                         max_lag_bytes = $8, fire_triggers = $9, algorithm = $10, write_key = $11,
-                         rows_per_second = NULL, estimated_end = NULL, updated_at = clock_timestamp()
-                     WHERE job = $1",
-                    &[
-                        job.into(),
-                        role.into(),
-                        background.into(),
-                        request.batch_size.into(),
-                        request.pause.into(),
-                        request.lock_timeout.into(),
-                        request.max_rows_per_second.into(),
-                        request.max_lag_bytes.into(),
-                        request.fires_triggers.into(),
-                        algorithm.into(),
-                        write_key.as_deref().into(),
-                    ],
-                )
-            })?;
-            return Ok(job);
+        if let Some(job) = known
+            && is_held_elsewhere(job)?
+        {
+            return Err(Error::RotationRuns { job });
         }
-        let made: Option<i32> = own_tables::as_owner(|| {
+        // SAFETY: reads the state of this backend.
+        let role = unsafe { pg_sys::GetUserId() };
+        let algorithm = gucs::suite().name();
+        let write_key = gucs::write_key().map(CStr::to_string_lossy);
+        own_tables::as_owner(|| {
             or_none(Spi::get_one_with_args(
-                "INSERT INTO colcrypt.rotation
-                     (relation, column_name, role, background, batch_size, pause, lock_timeout,
-                      max_rows_per_second, max_lag_bytes, fire_triggers, algorithm, write_key, shadow)
-                 VALUES ($1, namein($2), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, namein($13))
-                 ON CONFLICT DO NOTHING RETURNING job",
+                match known {
+                    Some(_) => {
+                        "UPDATE colcrypt.rotation
+                         SET role = $3, background = $4, batch_size = $5, pause = $6, lock_timeout = $7,
+                             max_rows_per_second = $8, max_lag_bytes = $9, fire_triggers = $10,
+                             algorithm = $11, write_key = $12, shadow = namein($13),
+                             state = 'running', phase = 'starting', last_error = NULL,
+                             rows_per_second = NULL, estimated_end = NULL, updated_at = clock_timestamp()
+                         WHERE relation = $1 AND column_name = namein($2)
+                           AND state IN ('running', 'paused', 'failed')
+                         RETURNING job"
+                    }
+                    None => {
+                        "INSERT INTO colcrypt.rotation
+                             (relation, column_name, role, background, batch_size, pause, lock_timeout,
+                              max_rows_per_second, max_lag_bytes, fire_triggers, algorithm, write_key, shadow)
+                         VALUES ($1, namein($2), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, namein($13))
+                         ON CONFLICT DO NOTHING RETURNING job"
+                    }
+                },
                 &[
                     request.relation.into(),
                     column(),
@@ -166,12 +150,10 @@ impl Job {
                     request.fires_triggers.into(),
                     algorithm.into(),
                     write_key.as_deref().into(),
-                    request.shadow.into(),
+                    request.shadow.as_deref().into(),
                 ],
             ))
-        })?;
-        // Another session has just begun one.
-        made.ok_or(Error::Serialization)
+        })
     }
 
     /// Reads a rotation.
@@ -185,7 +167,7 @@ impl Job {
                     "SELECT relation, nameout(column_name), state, batch_size, pause, lock_timeout,
                             max_rows_per_second, max_lag_bytes, fire_triggers, pass, pass_rotated,
                             pass_skipped, part, file, next_block, end_block, parts_blocks,
-                            blocks_total, rows_rotated, nameout(shadow)
+                            blocks_total, rows_rotated, nameout(shadow), phase
                      FROM colcrypt.rotation WHERE job = $1",
                     None,
                     &[id.into()],
@@ -200,16 +182,19 @@ impl Job {
                 };
                 Ok(Some(Self {
                     id,
-                    relation: row.get(1)?.unwrap_or(pg_sys::InvalidOid),
-                    column: row.get::<&CStr>(2)?.unwrap_or_default().to_owned(),
-                    shadow: row.get::<&CStr>(20)?.map(CStr::to_owned),
+                    request: Request {
+                        relation: row.get(1)?.unwrap_or(pg_sys::InvalidOid),
+                        column: row.get::<&CStr>(2)?.unwrap_or_default().to_owned(),
+                        shadow: row.get::<&CStr>(20)?.map(CStr::to_owned),
+                        batch_size: row.get(4)?.unwrap_or(1),
+                        pause: row.get(5)?.unwrap_or_default(),
+                        lock_timeout: row.get(6)?.unwrap_or_default(),
+                        max_rows_per_second: row.get(7)?,
+                        max_lag_bytes: row.get(8)?,
+                        fires_triggers: row.get(9)?.unwrap_or_default(),
+                    },
                     state: row.get(3)?.unwrap_or_default(),
-                    batch_size: row.get(4)?.unwrap_or(1),
-                    pause: row.get(5)?.unwrap_or_default(),
-                    lock_timeout: row.get(6)?.unwrap_or_default(),
-                    max_rows_per_second: row.get(7)?,
-                    max_lag_bytes: row.get(8)?,
-                    fires_triggers: row.get(9)?.unwrap_or_default(),
+                    phase: row.get(21)?.unwrap_or_default(),
                     place: Place {
                         pass: row.get(10)?.unwrap_or(1),
                         pass_rotated: row.get(11)?.unwrap_or_default(),
@@ -230,38 +215,12 @@ impl Job {
 
     /// What it does in this pass.
     pub(super) fn phase(&self) -> &'static str {
-        match (&self.shadow, self.place.pass) {
+        match (&self.request.shadow, self.place.pass) {
             (None, 1) => "rotating",
             (None, _) => "checking",
             (Some(_), 1) => "encrypting",
             (Some(_), _) => "verifying",
         }
-    }
-
-    /// Whether a value of the column is stale, at one moment, everywhere.
-    ///
-    /// # Errors
-    /// [`Error::OwnTable`].
-    pub(super) fn has_stale_values(&self, modifier: i32) -> Result<bool, Error> {
-        let headers = own_tables::as_owner(|| {
-            Spi::connect_mut(|client| {
-                let rows = client.update(
-                    "SELECT key_id, suite FROM colcrypt.headers($1, namein($2))",
-                    None,
-                    &[self.relation.into(), self.column.as_c_str().into()],
-                )?;
-                let mut headers: Vec<(String, String)> = Vec::new();
-                for row in rows {
-                    headers.push((
-                        row.get(1)?.unwrap_or_default(),
-                        row.get(2)?.unwrap_or_default(),
-                    ));
-                }
-                Ok(headers)
-            })
-        })?;
-        let mut headers = headers.iter();
-        Ok(headers.any(|(key_id, suite)| key_usage::is_stale(key_id, suite, modifier)))
     }
 
     /// Stores which tables were verified.
@@ -431,13 +390,18 @@ fn lock_tag(id: i32) -> Result<pg_sys::LOCKTAG, Error> {
     })
 }
 
+/// Whether this session is the one that is at work on a rotation.
+pub(super) fn holds(id: i32) -> bool {
+    HELD.get().is_some_and(|(held, _)| held == id)
+}
+
 /// Makes this session the one that is at work on a rotation, until it lets go or a
 /// transaction of it fails.
 ///
 /// # Errors
 /// [`Error::RotationRuns`].
 pub(super) fn hold(id: i32) -> Result<(), Error> {
-    if HELD.get().is_some_and(|(held, _)| held == id) {
+    if holds(id) {
         return Ok(());
     }
     let_go();

@@ -5,12 +5,14 @@
 //! but ownership.
 
 mod at_once;
+mod finish;
 mod fresh;
 mod indexes;
 mod job;
 mod launcher;
 mod online;
 mod replicas;
+mod scan;
 mod target;
 mod waiting;
 mod walk;

@@ -2,9 +2,9 @@
 //! procedure in `sql/rotation.sql` or a [`worker`](super::worker) runs one after the
 //! other.
 //!
-//! It goes through all blocks of all tables, again and again until it meets no stale
-//! value: an UPDATE by somebody else takes an old value along to wherever it puts the
-//! row. It never waits while it has rows locked, so nobody can be in a deadlock with it.
+//! It goes through all blocks of all tables, and again where it had to leave rows out or
+//! [`finish`] finds that values are stale. It never waits while it has rows locked, so
+//! nobody can be in a deadlock with it.
 
 use core::cell::Cell;
 use core::ffi::CStr;
@@ -19,12 +19,12 @@ use super::fresh::Fresh;
 use super::job::{self, Job, Pace, Place, Request};
 use super::target::{Table, Target};
 use super::walk::{Fires, Manner, Outcome, Patience, Walk};
-use super::{indexes, replicas, worker};
-use crate::PROGRESS_INTERVAL;
+use super::{finish, indexes, replicas, worker};
 use crate::backend_local::BackendLocal;
 use crate::compat;
 use crate::error::Error;
 use crate::keyring;
+use crate::progress::Ticker;
 use crate::relations::relation_name;
 use crate::types::datum::per_value_function;
 
@@ -32,8 +32,7 @@ use crate::types::datum::per_value_function;
 /// is deleted meanwhile can be vacuumed.
 const LONGEST_BATCH: Duration = Duration::from_secs(1);
 /// How long to wait before something is tried again.
-const RETRY: Duration = Duration::from_secs(1);
-
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 /// How long at most.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
@@ -52,7 +51,7 @@ pub(super) enum Next {
 struct Run {
     job: i32,
     started: Instant,
-    reported: Instant,
+    ticker: Ticker,
     rows: i64,
     /// In the pass under way, which began so long after `started`.
     blocks: i64,
@@ -62,6 +61,8 @@ struct Run {
 
 static RUN: BackendLocal<Cell<Option<Run>>> = BackendLocal::new(Cell::new(None));
 
+/// Makes a rotation, or takes one up that did not end; with its worker, if it is one of
+/// `rotate_column_background()`. Gives its number.
 #[expect(
     clippy::too_many_arguments,
     reason = "the parameters of the SQL function"
@@ -71,19 +72,24 @@ fn colcrypt_begin_rotation(
     relation: Option<pg_sys::Oid>,
     column_name: Option<&CStr>,
     batch_size: Option<i32>,
-    pause: Option<f64>,
-    lock_timeout: Option<f64>,
+    pause: Option<Interval>,
+    lock_timeout: Option<Interval>,
     max_rows_per_second: Option<i64>,
     max_lag_bytes: Option<i64>,
     fire_triggers: Option<bool>,
+    background: bool,
 ) -> Result<i32, ErrorReport> {
-    // SAFETY: reads the state of this backend.
-    if unsafe { pg_sys::IsTransactionBlock() } {
-        return Err(Error::InTransaction("rotate_column_online()").into());
-    }
+    let name = if background {
+        c"rotate_column_background()"
+    } else {
+        prevent_in_transaction("rotate_column_online()")?;
+        c"rotate_column_online()"
+    };
     let request = Request {
         relation: relation.ok_or(Error::not_given("relation"))?,
-        column: column_name.ok_or(Error::not_given("column_name"))?,
+        column: column_name
+            .ok_or(Error::not_given("column_name"))?
+            .to_owned(),
         shadow: None,
         batch_size: Error::at_least(1, "batch_size", batch_size.map(i64::from))?,
         pause: seconds("pause", pause)?,
@@ -92,67 +98,39 @@ fn colcrypt_begin_rotation(
         max_lag_bytes: limit(0, "max_lag_bytes", max_lag_bytes)?,
         fires_triggers: fire_triggers.ok_or(Error::not_given("fire_triggers"))?,
     };
-    // SAFETY: raises an error in a read-only transaction and on a standby.
-    unsafe { pg_sys::PreventCommandIfReadOnly(c"rotate_column_online()".as_ptr()) };
-    Target::resolve(request.relation, request.column)?.tables()?;
-    keyring::current().primary()?;
-    Ok(Job::begin(&request, false)?)
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the parameters of the SQL function"
-)]
-#[pg_extern(sql = false)]
-fn colcrypt_rotate_column_background(
-    relation: Option<pg_sys::Oid>,
-    column_name: Option<&CStr>,
-    batch_size: Option<i32>,
-    pause: Option<Interval>,
-    max_rows_per_second: Option<i64>,
-    max_lag_bytes: Option<i64>,
-    fire_triggers: Option<bool>,
-    lock_timeout: Option<Interval>,
-) -> Result<i32, ErrorReport> {
-    let request = Request {
-        relation: relation.ok_or(Error::not_given("relation"))?,
-        column: column_name.ok_or(Error::not_given("column_name"))?,
-        shadow: None,
-        batch_size: Error::at_least(1, "batch_size", batch_size.map(i64::from))?,
-        pause: seconds("pause", pause.map(length))?,
-        lock_timeout: seconds("lock_timeout", lock_timeout.map(length))?,
-        max_rows_per_second: limit(1, "max_rows_per_second", max_rows_per_second)?,
-        max_lag_bytes: limit(0, "max_lag_bytes", max_lag_bytes)?,
-        fires_triggers: fire_triggers.ok_or(Error::not_given("fire_triggers"))?,
-    };
-    // SAFETY: raises an error in a read-only transaction and on a standby.
-    unsafe { pg_sys::PreventCommandIfReadOnly(c"rotate_column_background()".as_ptr()) };
-    let target = Target::resolve(request.relation, request.column)?;
-    if target.is_temporary() {
+    compat::prevent_if_read_only(name);
+    let target = Target::resolve(request.relation, &request.column)?;
+    if background && target.is_temporary() {
         return Err(Error::TemporaryTable.into());
     }
     target.tables()?;
     let ring = keyring::current();
     ring.primary()?;
-    if ring.is_session_s() {
+    if background && ring.is_session_s() {
         return Err(Error::SessionKey.into());
     }
-    let id = Job::begin(&request, true)?;
-    worker::start(id)?;
+    let id = Job::begin(&request, background)?;
+    if background {
+        worker::start(id)?;
+    }
     Ok(id)
 }
 
-/// The number of seconds of an interval, as `date_part('epoch', ...)` has it.
-fn length(interval: Interval) -> f64 {
-    const DAY: f64 = 86_400.0;
-    let months = f64::from(interval.months()) * 30.0 * DAY;
-    months + f64::from(interval.days()) * DAY + interval.micros() as f64 / 1e6
+fn prevent_in_transaction(what: &'static str) -> Result<(), Error> {
+    // SAFETY: reads the state of this backend.
+    if unsafe { pg_sys::IsTransactionBlock() } {
+        return Err(Error::InTransaction(what));
+    }
+    Ok(())
 }
 
-fn seconds(what: &'static str, value: Option<f64>) -> Result<f64, Error> {
+/// # Errors
+/// [`Error::Parameter`].
+fn seconds(what: &'static str, value: Option<Interval>) -> Result<f64, Error> {
     /// Longer than that nobody means, and no timer takes.
     const MOST: f64 = 1e6;
     value
+        .map(|interval| interval.as_micros() as f64 / 1e6)
         .filter(|value| (0.0..=MOST).contains(value))
         .ok_or(Error::Parameter {
             what,
@@ -180,22 +158,25 @@ fn colcrypt_rotation_step(job: i32) -> Result<Option<f64>, ErrorReport> {
 /// # Errors
 /// [`Error::NoRotation`], [`Error::RotationRuns`]; as `rotate_column()`.
 pub(super) fn step(id: i32) -> Result<Next, Error> {
-    Target::check_owner(job::find(id)?.relation)?;
-    job::hold(id)?;
+    if !job::holds(id) {
+        Target::check_owner(job::find(id)?.relation)?;
+        job::hold(id)?;
+        finish::forget_writers();
+    }
     let mut job = Job::load(id)?;
     if job.state != "running" {
         job::let_go();
         return Ok(Next::Stopped(job.state));
     }
     let started = Instant::now();
-    let (column, shadow) = (job.column.clone(), job.shadow.clone());
+    let (column, shadow) = (job.request.column.clone(), job.request.shadow.clone());
     let plaintext = shadow.as_ref().map(|_| column.as_c_str());
     let column = shadow.as_deref().unwrap_or(&column);
-    let Some(target) = Target::try_resolve(job.relation, column)? else {
+    let Some(target) = Target::try_resolve(job.request.relation, column)? else {
         return wait(&job, "waiting for a lock");
     };
     let target = target.fed_by(plaintext);
-    if let Some(most) = job.max_lag_bytes
+    if let Some(most) = job.request.max_lag_bytes
         && replicas::lag_bytes()? > most
     {
         return wait(&job, "waiting for replicas");
@@ -230,8 +211,8 @@ pub(super) fn step(id: i32) -> Result<Next, Error> {
     if batch.rotated == 0 {
         return Ok(Next::Wait(Duration::ZERO));
     }
-    let pause = Duration::from_secs_f64(job.pause);
-    let slowed = job.max_rows_per_second.map(|most| {
+    let pause = Duration::from_secs_f64(job.request.pause);
+    let slowed = job.request.max_rows_per_second.map(|most| {
         let least = Duration::from_secs_f64(batch.rotated as f64 / most as f64);
         least.saturating_sub(started.elapsed())
     });
@@ -239,11 +220,7 @@ pub(super) fn step(id: i32) -> Result<Next, Error> {
 }
 
 fn wait(job: &Job, phase: &str) -> Result<Next, Error> {
-    let none = Pace {
-        rows_per_second: None,
-        remaining: None,
-    };
-    job.save("running", phase, &none)?;
+    job.save("running", phase, &Pace::default())?;
     Ok(Next::Wait(RETRY))
 }
 
@@ -260,44 +237,74 @@ fn end_pass(mut job: Job, target: &Target<'_>) -> Result<Next, Error> {
         pass_skipped,
         ..
     } = job.place;
-    // An encrypted column is verified in a pass that comes after it was filled.
-    let is_through = pass_rotated == 0 && pass_skipped == 0;
-    if is_through && job.shadow.is_some() && pass > 1 {
-        job.place = job.place.next_pass();
-        job.save("running", "encrypted", &pace)?;
-        job.save_verified(&target.parts())?;
-        return Ok(Next::Done);
-    }
-    // What it has met does not tell: an UPDATE by somebody else may have moved a row from
-    // what was still to come to what was through.
-    if is_through && job.shadow.is_none() && !job.has_stale_values(target.modifier()?)? {
-        job.save("done", "done", &pace)?;
-        job::let_go();
-        RUN.set(None);
-        if job.rows_rotated > 0 {
-            for table in target.tables()? {
-                indexes::tell_of_btrees(table.oid, table.attribute);
-            }
+    if pass_skipped == 0 {
+        if job.request.shadow.is_none() {
+            return finish(job, target, &pace);
         }
-        return Ok(Next::Done);
-    }
-    if pass_skipped > 0 {
+        // It is verified in a pass that comes after it was filled.
+        if pass_rotated == 0 && pass > 1 {
+            job.place = job.place.next_pass();
+            job.save("running", "encrypted", &pace)?;
+            job.save_verified(&target.parts())?;
+            return Ok(Next::Done);
+        }
+    } else {
         pgrx::notice!("{pass_skipped} rows were locked by others, and are tried again");
     }
+    begin_pass(job, &pace)
+}
+
+fn begin_pass(mut job: Job, pace: &Pace) -> Result<Next, Error> {
+    let Place {
+        pass_rotated,
+        pass_skipped,
+        ..
+    } = job.place;
+    finish::forget_writers();
     job.place = job.place.next_pass();
     let phase = if pass_rotated == 0 && pass_skipped > 0 {
         "waiting for locked rows"
     } else {
         job.phase()
     };
-    job.save("running", phase, &pace)?;
+    job.save("running", phase, pace)?;
     // Where others keep rows locked, it is not always reading the table.
+    let run = RUN.get().filter(|run| run.job == job.id);
     let pass_time = run.map_or(RETRY, |run| run.pass_started.elapsed());
     Ok(Next::Wait(if pass_rotated == 0 {
         pass_time.clamp(RETRY, LONGEST_RETRY)
     } else {
         Duration::ZERO
     }))
+}
+
+/// A pass has left nothing out: that may have been all.
+fn finish(job: Job, target: &Target<'_>, pace: &Pace) -> Result<Next, Error> {
+    const FINISHING: &str = "finishing";
+    if !finish::writers_have_ended(job.id, &target.parts())? {
+        return wait(&job, "waiting for older transactions");
+    }
+    if job.phase != FINISHING {
+        // So that others see what comes now, which may take long.
+        job.save("running", FINISHING, pace)?;
+        return Ok(Next::Wait(Duration::ZERO));
+    }
+    match finish::is_all_fresh(target)? {
+        None => wait(&job, "waiting for a lock"),
+        Some(false) => begin_pass(job, pace),
+        Some(true) => {
+            job.save("done", "done", pace)?;
+            finish::forget_writers();
+            job::let_go();
+            RUN.set(None);
+            if job.rows_rotated > 0 {
+                for table in target.tables()? {
+                    indexes::tell_of_btrees(table.oid, table.attribute);
+                }
+            }
+            Ok(Next::Done)
+        }
+    }
 }
 
 /// What was done in a transaction.
@@ -333,7 +340,7 @@ fn rotate_batch(job: &mut Job, table: Table, started: Instant) -> Result<Batch, 
             blocks: Some((first, end)),
             // A new value, or one that is there already.
             verifies: table.pair.is_none() || place.pass > 1,
-            fires: match (table.pair, job.fires_triggers) {
+            fires: match (table.pair, job.request.fires_triggers) {
                 (Some(_), _) => Fires::InStep,
                 (None, true) => Fires::Users,
                 (None, false) => Fires::Nothing,
@@ -342,7 +349,7 @@ fn rotate_batch(job: &mut Job, table: Table, started: Instant) -> Result<Batch, 
         let mut fresh = Fresh::new(table.modifier);
         let mut rooms = <[Zeroizing<Vec<u8>>; 2]>::default();
         // Only once in a batch, and not while others may wait for it.
-        let milliseconds = (job.lock_timeout * 1000.0).ceil() as i32;
+        let milliseconds = (job.request.lock_timeout * 1000.0).ceil() as i32;
         let mut may_wait = place.pass > 1 && milliseconds > 0;
         let mut block = first;
         // SAFETY: in a transaction, with the table locked.
@@ -351,7 +358,8 @@ fn rotate_batch(job: &mut Job, table: Table, started: Instant) -> Result<Batch, 
             while walk.next_row() {
                 if walk.block() != block {
                     block = walk.block();
-                    if batch.rotated >= job.batch_size || started.elapsed() > LONGEST_BATCH {
+                    if batch.rotated >= job.request.batch_size || started.elapsed() > LONGEST_BATCH
+                    {
                         next = Some(block);
                         break;
                     }
@@ -420,7 +428,7 @@ fn note(job: &Job, batch: &Batch, started: Instant) -> Run {
     let mut run = known.unwrap_or(Run {
         job: job.id,
         started,
-        reported: started,
+        ticker: Ticker::default(),
         rows: 0,
         blocks: 0,
         pass: job.place.pass,
@@ -455,10 +463,9 @@ impl Run {
 
     /// Says how far it is, from time to time.
     fn report(mut self, job: &Job, table: Table) {
-        if self.reported.elapsed() < PROGRESS_INTERVAL {
+        if !self.ticker.is_due() {
             return;
         }
-        self.reported = Instant::now();
         RUN.set(Some(self));
         let pace = self.pace(job);
         let place = &job.place;
@@ -485,13 +492,13 @@ fn colcrypt_begin_encryption(
     column_name: &CStr,
     shadow: &CStr,
     batch_size: i32,
-    pause: f64,
-    lock_timeout: f64,
+    pause: Interval,
+    lock_timeout: Interval,
 ) -> Result<i32, ErrorReport> {
     let request = Request {
         relation,
-        column: column_name,
-        shadow: Some(shadow),
+        column: column_name.to_owned(),
+        shadow: Some(shadow.to_owned()),
         batch_size: Error::at_least(1, "batch_size", Some(batch_size.into()))?,
         pause: seconds("pause", Some(pause))?,
         lock_timeout: seconds("lock_timeout", Some(lock_timeout))?,
@@ -514,18 +521,14 @@ fn colcrypt_verified_parts(job: i32) -> Result<Vec<pg_sys::Oid>, ErrorReport> {
 #[pg_extern(sql = false)]
 fn colcrypt_end_encryption(job: i32, state: &str, phase: &str) -> Result<(), ErrorReport> {
     let known = Job::load(job)?;
-    Target::resolve(known.relation, &known.column)
+    Target::resolve(known.request.relation, &known.request.column)
         .map(drop)
         .or_else(|error| match error {
             // The column is plaintext again, or still.
             Error::WrongType { .. } => Ok(()),
             error => Err(error),
         })?;
-    let none = Pace {
-        rows_per_second: None,
-        remaining: None,
-    };
-    known.save(state, phase, &none)?;
+    known.save(state, phase, &Pace::default())?;
     job::let_go();
     Ok(())
 }
@@ -571,9 +574,5 @@ fn wait_for_next_batch(call: pg_sys::FunctionCallInfo) {
 
 #[pg_extern(sql = false)]
 fn colcrypt_prevent_in_transaction() -> Result<(), ErrorReport> {
-    // SAFETY: reads the state of this backend.
-    if unsafe { pg_sys::IsTransactionBlock() } {
-        return Err(Error::InTransaction("encrypt_column_online()").into());
-    }
-    Ok(())
+    Ok(prevent_in_transaction("encrypt_column_online()")?)
 }

@@ -172,14 +172,6 @@ impl<'a> Target<'a> {
         })
     }
 
-    /// The type modifier of the column.
-    ///
-    /// # Errors
-    /// [`Error::NoColumn`].
-    pub(super) fn modifier(&self) -> Result<i32, Error> {
-        self.table(self.relation).map(|table| table.modifier)
-    }
-
     /// Whether it is a temporary table.
     pub(super) fn is_temporary(&self) -> bool {
         is_temporary(self.relation)

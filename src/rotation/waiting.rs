@@ -5,9 +5,9 @@ use core::panic::AssertUnwindSafe;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 
-/// What it is not worth waiting for any more: a lock that others keep, one who waits for
-/// us, and a row that has moved to another partition.
-const GIVES_UP: [PgSqlErrorCode; 3] = [
+/// What may succeed the next time, and is not worth waiting for now: a lock that others
+/// keep, one who waits for us, and a row that has moved to another partition.
+pub(super) const IN_PASSING: [PgSqlErrorCode; 3] = [
     PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE,
     PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED,
     PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
@@ -33,7 +33,7 @@ pub(super) fn at_most<T>(milliseconds: i32, work: impl FnOnce() -> T) -> Option<
                 pg_sys::CurrentResourceOwner = owner;
                 match &error {
                     CaughtError::PostgresError(report)
-                        if GIVES_UP.contains(&report.sql_error_code()) =>
+                        if IN_PASSING.contains(&report.sql_error_code()) =>
                     {
                         None
                     }

@@ -7,12 +7,12 @@
 
 use core::ffi::CStr;
 
-use colcrypt_core::Stored;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 use pgrx::prelude::*;
 use zeroize::Zeroizing;
 
 use super::fresh::Fresh;
+use super::scan::Scan;
 use super::target::Table;
 use super::waiting;
 use crate::compat;
@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::migration::in_step::{self, Pair};
 use crate::relations::relation_name;
 use crate::sealing::{self, Sealer};
-use crate::types::datum::{Varlena, VarlenaBuf, first_bytes};
+use crate::types::datum::{Varlena, VarlenaBuf};
 
 /// What became of one row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,13 +78,11 @@ pub(super) struct Walk {
     table: Table,
     manner: Manner,
     relation: pg_sys::Relation,
-    methods: *const pg_sys::TableAmRoutine,
     executor: *mut pg_sys::EState,
     result: *mut pg_sys::ResultRelInfo,
     snapshot: pg_sys::Snapshot,
-    scan: pg_sys::TableScanDesc,
-    /// The row as it is.
-    old: *mut pg_sys::TupleTableSlot,
+    /// Gives the rows as they are.
+    scan: Scan,
     /// The row as it will be.
     new: *mut pg_sys::TupleTableSlot,
     command: pg_sys::CommandId,
@@ -150,55 +148,20 @@ impl Walk {
             pg_sys::ExecOpenIndices(result, false);
             pg_sys::AfterTriggerBeginQuery();
 
-            let methods = (*relation).rd_tableam;
-            let flags = match manner.blocks {
-                None => pg_sys::ScanOptions::SO_TYPE_SEQSCAN | pg_sys::ScanOptions::SO_ALLOW_STRAT,
-                Some(_) => pg_sys::ScanOptions::SO_TYPE_TIDRANGESCAN,
-            } | pg_sys::ScanOptions::SO_ALLOW_PAGEMODE;
-            let scan_begin = (*methods).scan_begin.expect("every table method scans");
-            let scan = pg_guard_ffi_boundary(|| {
-                scan_begin(
-                    relation,
-                    snapshot,
-                    0,
-                    core::ptr::null_mut(),
-                    core::ptr::null_mut(),
-                    flags,
-                )
-            });
-            if let Some((first, end)) = manner.blocks {
-                let Some(set_range) = (*methods).scan_set_tidrange else {
-                    return Err(Error::Rotation {
-                        relation: relation_name(table.oid).unwrap_or_default(),
-                        why: "its access method cannot walk a part of it",
-                    });
-                };
-                let mut least = place(first, 0);
-                let mut most = place(end.saturating_sub(1), u16::MAX);
-                pg_guard_ffi_boundary(|| set_range(scan, &raw mut least, &raw mut most));
-            }
-            let row_memory = pg_sys::AllocSetContextCreateExtended(
-                pg_sys::CurrentMemoryContext,
-                c"colcrypt rotation of a row".as_ptr(),
-                pg_sys::ALLOCSET_DEFAULT_MINSIZE as usize,
-                pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
-                pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
-            );
+            let scan = Scan::begin(relation, snapshot, manner.blocks)?;
             Ok(Self {
                 table,
                 manner,
                 relation,
-                methods,
                 executor,
                 result,
                 snapshot,
                 scan,
-                old: pg_sys::table_slot_create(relation, core::ptr::null_mut()),
                 new: pg_sys::table_slot_create(relation, core::ptr::null_mut()),
                 command: pg_sys::GetCurrentCommandId(true),
                 holds_rows: false,
                 lock_mode: lock_mode_of(relation, table.attribute),
-                row_memory,
+                row_memory: compat::new_row_memory(),
                 caller_memory: pg_sys::CurrentMemoryContext,
                 caller,
                 caller_security,
@@ -211,22 +174,8 @@ impl Walk {
     /// # Safety
     /// As `begin`.
     pub(super) unsafe fn next_row(&mut self) -> bool {
-        pgrx::check_for_interrupts!();
-        // SAFETY: the scan is open, and `old` is a slot for the table's rows.
-        unsafe {
-            let next = match self.manner.blocks {
-                None => (*self.methods).scan_getnextslot,
-                Some(_) => (*self.methods).scan_getnextslot_tidrange,
-            };
-            let next = next.expect("the scan could be begun");
-            pg_guard_ffi_boundary(|| {
-                next(
-                    self.scan,
-                    pg_sys::ScanDirection::ForwardScanDirection,
-                    self.old,
-                )
-            })
-        }
+        // SAFETY: by the caller's word.
+        unsafe { self.scan.next_row() }
     }
 
     /// Whether somebody may wait for a row that this walk has locked.
@@ -236,9 +185,7 @@ impl Walk {
 
     /// The block of the row under way.
     pub(super) fn block(&self) -> u32 {
-        // SAFETY: the slot lives as long as `self`.
-        let id = unsafe { (*self.old).tts_tid.ip_blkid };
-        u32::from(id.bi_hi) << 16 | u32::from(id.bi_lo)
+        self.scan.block()
     }
 
     /// Gives the row a new value if it is stale. `rooms` are for plaintexts.
@@ -278,7 +225,7 @@ impl Walk {
         // SAFETY: relation, slots and snapshot are live; the arguments are those
         // that table_tuple_update() documents.
         unsafe {
-            let update = (*self.methods)
+            let update = (*self.scan.methods)
                 .tuple_update
                 .expect("every table method updates");
             loop {
@@ -288,7 +235,7 @@ impl Walk {
                 if self.manner.fires != Fires::Nothing && !locked {
                     // Triggers see the row that will be updated, and are fired for it as it
                     // is: there is nothing to look at it again with.
-                    let (row, mode) = ((*self.old).tts_tid, self.lock_mode);
+                    let (row, mode) = ((*self.scan.row).tts_tid, self.lock_mode);
                     match self.lock_row(row, mode, patience) {
                         Result::TM_Ok => {}
                         Result::TM_Deleted if !sees_one_snapshot() => {
@@ -302,7 +249,7 @@ impl Walk {
                     continue;
                 }
                 self.fill_new_row(new);
-                let mut row = (*self.old).tts_tid;
+                let mut row = (*self.scan.row).tts_tid;
                 let mut failure = pg_sys::TM_FailureData::default();
                 if self.manner.fires != Fires::Nothing && !self.fire_before(row, &mut failure) {
                     let relation = relation_name(self.table.oid).unwrap_or_default();
@@ -331,7 +278,7 @@ impl Walk {
                 match updated {
                     Result::TM_Ok => {
                         self.holds_rows = true;
-                        self.after_update((*self.old).tts_tid, update_indexes);
+                        self.after_update((*self.scan.row).tts_tid, update_indexes);
                         return Ok(Outcome::Rotated);
                     }
                     Result::TM_Updated | Result::TM_Deleted if sees_one_snapshot() => {
@@ -391,10 +338,10 @@ impl Walk {
         // SAFETY: as the caller of `begin` promises.
         unsafe {
             match patience {
-                Patience::Endless => self.try_lock_row(row, mode, LockWaitBlock, self.old),
-                Patience::None => self.try_lock_row(row, mode, LockWaitSkip, self.old),
+                Patience::Endless => self.try_lock_row(row, mode, LockWaitBlock, self.scan.row),
+                Patience::None => self.try_lock_row(row, mode, LockWaitSkip, self.scan.row),
                 Patience::Milliseconds(most) => {
-                    let locked = self.try_lock_row(row, mode, LockWaitSkip, self.old);
+                    let locked = self.try_lock_row(row, mode, LockWaitSkip, self.scan.row);
                     if locked != TM_WouldBlock {
                         return locked;
                     }
@@ -408,7 +355,7 @@ impl Walk {
                         return TM_WouldBlock;
                     }
                     // Nobody else has it now.
-                    self.try_lock_row(row, mode, LockWaitSkip, self.old)
+                    self.try_lock_row(row, mode, LockWaitSkip, self.scan.row)
                 }
             }
         }
@@ -425,7 +372,7 @@ impl Walk {
         let mut failure = pg_sys::TM_FailureData::default();
         // SAFETY: relation, slot and snapshot are live.
         unsafe {
-            let lock = (*self.methods)
+            let lock = (*self.scan.methods)
                 .tuple_lock
                 .expect("every table method locks");
             pg_guard_ffi_boundary(|| {
@@ -455,17 +402,13 @@ impl Walk {
         &self,
         fresh: &'a mut Fresh,
     ) -> Result<Option<(Varlena<'_>, &'a Sealer)>, Error> {
-        // SAFETY: `old` holds a row; the attribute is of an encrypted type.
+        // SAFETY: there is a row; the attribute is of an encrypted type.
         unsafe {
-            let mut is_null = false;
-            let attribute = i32::from(self.table.attribute);
-            let datum = pg_sys::slot_getattr(self.old, attribute, &raw mut is_null);
-            if is_null {
+            let Some(value) = self.scan.value(self.table.attribute) else {
                 return Ok(None);
-            }
-            let header = first_bytes::<{ Stored::HEADER_LEN }>(datum).ok_or(Error::Malformed)?;
-            let sealer = fresh.sealer_if_stale(Stored::parse_header(&header)?)?;
-            Ok(sealer.map(|sealer| (Varlena::from_raw(datum), sealer)))
+            };
+            let sealer = fresh.sealer_if_stale(value)?;
+            Ok(sealer.map(|sealer| (Varlena::from_raw(value), sealer)))
         }
     }
 
@@ -475,7 +418,7 @@ impl Walk {
         fresh: &mut Fresh,
         rooms: &mut [Zeroizing<Vec<u8>>; 2],
     ) -> Result<Option<New>, Error> {
-        // SAFETY: `old` holds a row.
+        // SAFETY: the scan has a row.
         unsafe {
             if let Some(pair) = &self.table.pair {
                 let is_due = self.is_out_of_step(pair, rooms)?;
@@ -501,14 +444,9 @@ impl Walk {
         pair: &Pair,
         rooms: &mut [Zeroizing<Vec<u8>>; 2],
     ) -> Result<bool, Error> {
-        // SAFETY: `old` holds a row, which has both columns.
+        // SAFETY: the scan has a row, which has both columns.
         unsafe {
-            let get = |attribute: i16| {
-                let mut is_null = false;
-                let value = pg_sys::slot_getattr(self.old, attribute.into(), &raw mut is_null);
-                (!is_null).then_some(value)
-            };
-            match (get(pair.source), get(pair.target)) {
+            match (self.scan.value(pair.source), self.scan.value(pair.target)) {
                 (None, None) => Ok(false),
                 (Some(_), None) | (None, Some(_)) => Ok(true),
                 (Some(source), Some(target)) => {
@@ -523,11 +461,11 @@ impl Walk {
         // SAFETY: both slots have the table's columns; what `new` borrows from
         // `old` and from row memory lives until the update has copied it.
         unsafe {
-            pg_sys::slot_getallattrs(self.old);
+            pg_sys::slot_getallattrs(self.scan.row);
             pg_sys::ExecClearTuple(self.new);
             let descriptor = (*self.relation).rd_att;
             let count = (*descriptor).natts as usize;
-            let (old, new) = (&*self.old, &*self.new);
+            let (old, new) = (&*self.scan.row, &*self.new);
             core::ptr::copy_nonoverlapping(old.tts_values, new.tts_values, count);
             core::ptr::copy_nonoverlapping(old.tts_isnull, new.tts_isnull, count);
             for (column, attribute) in (*descriptor).attrs.as_slice(count).iter().enumerate() {
@@ -596,7 +534,7 @@ impl Walk {
                     let value = pg_sys::slot_getattr(slot, number.into(), &raw mut is_null);
                     (!is_null).then_some(value)
                 };
-                let is_same = match (get(self.old), get(self.new)) {
+                let is_same = match (get(self.scan.row), get(self.new)) {
                     (Some(old), Some(new)) => compat::is_same_datum(attribute, old, new),
                     (None, None) => true,
                     _ => false,
@@ -664,9 +602,7 @@ impl Walk {
     pub(super) unsafe fn end(self) {
         // SAFETY: undoes `begin` in the reverse order.
         unsafe {
-            let scan_end = (*self.methods).scan_end.expect("every table method scans");
-            pg_guard_ffi_boundary(|| scan_end(self.scan));
-            pg_sys::ExecDropSingleTupleTableSlot(self.old);
+            self.scan.end();
             pg_sys::ExecDropSingleTupleTableSlot(self.new);
             // Only the checks of deferred constraints may be left to the end of the
             // transaction, where the caller has his rights again: no trigger of a user.
@@ -712,16 +648,6 @@ unsafe fn lock_mode_of(relation: pg_sys::Relation, attribute: i16) -> pg_sys::Lo
     }
 }
 
-fn place(block: u32, offset: u16) -> pg_sys::ItemPointerData {
-    pg_sys::ItemPointerData {
-        ip_blkid: pg_sys::BlockIdData {
-            bi_hi: (block >> 16) as u16,
-            bi_lo: block as u16,
-        },
-        ip_posid: offset,
-    }
-}
-
 /// Whether this transaction sees one snapshot from beginning to end
 /// (`IsolationUsesXactSnapshot()`), so that a concurrent change is an error.
 fn sees_one_snapshot() -> bool {
@@ -756,9 +682,11 @@ unsafe fn keep_triggers(triggers: *mut pg_sys::TriggerDesc, fires: Fires) -> boo
                 Fires::Users => {
                     !all[n].tgisinternal || all[n].tgfoid.to_u32() == pg_sys::F_RI_FKEY_CHECK_UPD
                 }
-                Fires::InStep => CStr::from_ptr(all[n].tgname)
-                    .to_bytes()
-                    .starts_with(in_step::TRIGGER),
+                Fires::InStep => {
+                    let name = CStr::from_ptr(all[n].tgname).to_bytes();
+                    let is_disabled = all[n].tgenabled as u8 == pg_sys::TRIGGER_DISABLED;
+                    name.starts_with(in_step::TRIGGER) && !is_disabled
+                }
             };
             any |= fires_too;
             if rechecks || fires_too {

@@ -1,6 +1,5 @@
 //! The background worker of a rotation, and the functions that start and stop it.
 
-use core::ffi::CStr;
 use core::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
@@ -9,17 +8,15 @@ use pgrx::pg_sys::panic::{CaughtError, ErrorReport};
 use pgrx::prelude::*;
 
 use super::job::{self, Asked, Job};
-use super::online::{self, Next};
-use super::target;
+use super::online::{self, Next, RETRY};
+use super::{target, waiting};
 use crate::compat;
 use crate::error::Error;
 use crate::gucs;
 use crate::relations::relation_name;
 use crate::tally;
 
-/// How long to wait before a batch that has failed in passing is tried again.
-const RETRY: Duration = Duration::from_secs(1);
-/// How often in a row.
+/// How often in a row a batch that has failed in passing is tried again.
 const MOST_RETRIES: u32 = 10;
 /// How long it takes at most until somebody's wish is heard.
 const NAP: Duration = Duration::from_secs(1);
@@ -77,9 +74,7 @@ fn run(id: i32) {
         match attempt(|| step(id)) {
             Ok(Next::Wait(time)) => {
                 failures = 0;
-                if !wait(id, time) {
-                    return;
-                }
+                wait(id, time);
             }
             Ok(Next::Done) => {
                 pgrx::log!("colcrypt: rotation {id} is done");
@@ -96,7 +91,7 @@ fn run(id: i32) {
             Err(failure) => {
                 pgrx::log!("colcrypt: rotation {id}: {}", failure.message);
                 failures += 1;
-                if !is_in_passing(failure.code) || failures > MOST_RETRIES {
+                if !waiting::IN_PASSING.contains(&failure.code) || failures > MOST_RETRIES {
                     let message = failure.message;
                     let noted =
                         attempt(|| job::change_state(id, &["running"], "failed", Some(&message)));
@@ -109,17 +104,6 @@ fn run(id: i32) {
             }
         }
     }
-}
-
-/// Whether what has failed may succeed the next time.
-fn is_in_passing(code: PgSqlErrorCode) -> bool {
-    use PgSqlErrorCode as Code;
-    matches!(
-        code,
-        Code::ERRCODE_T_R_SERIALIZATION_FAILURE
-            | Code::ERRCODE_T_R_DEADLOCK_DETECTED
-            | Code::ERRCODE_LOCK_NOT_AVAILABLE
-    )
 }
 
 /// A batch, with the rights of who has asked for the rotation.
@@ -195,20 +179,19 @@ fn attempt<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
         .execute()
 }
 
-/// Waits between batches; false if the rotation is not to go on.
-fn wait(id: i32, time: Duration) -> bool {
+/// Waits between batches, or until the rotation is not to go on.
+fn wait(id: i32, time: Duration) {
     let started = Instant::now();
     loop {
         let left = time.saturating_sub(started.elapsed());
         sleep(left.min(NAP));
         if left <= NAP {
-            return true;
+            return;
         }
         let state = attempt(|| Ok(Job::load(id)?.state));
-        match state {
-            Ok(state) if state == "running" => {}
-            // The next step says what has happened.
-            _ => return true,
+        // The next step says what has happened.
+        if !state.is_ok_and(|state| state == "running") {
+            return;
         }
     }
 }
@@ -244,21 +227,16 @@ fn check_rights(id: i32) -> Result<(), Error> {
     Err(Error::NotOwner { relation })
 }
 
-fn prevent_if_read_only(what: &CStr) {
-    // SAFETY: raises an error in a read-only transaction and on a standby.
-    unsafe { pg_sys::PreventCommandIfReadOnly(what.as_ptr()) };
-}
-
 #[pg_extern(sql = false)]
 fn colcrypt_pause_rotation(job: i32) -> Result<bool, ErrorReport> {
-    prevent_if_read_only(c"colcrypt.pause_rotation()");
+    compat::prevent_if_read_only(c"colcrypt.pause_rotation()");
     check_rights(job)?;
     Ok(job::change_state(job, &["running"], "paused", None)?)
 }
 
 #[pg_extern(sql = false)]
 fn colcrypt_cancel_rotation(job: i32) -> Result<bool, ErrorReport> {
-    prevent_if_read_only(c"colcrypt.cancel_rotation()");
+    compat::prevent_if_read_only(c"colcrypt.cancel_rotation()");
     check_rights(job)?;
     let unfinished = ["running", "paused", "failed"];
     Ok(job::change_state(job, &unfinished, "cancelled", None)?)
@@ -266,7 +244,7 @@ fn colcrypt_cancel_rotation(job: i32) -> Result<bool, ErrorReport> {
 
 #[pg_extern(sql = false)]
 fn colcrypt_resume_rotation(job: i32) -> Result<bool, ErrorReport> {
-    prevent_if_read_only(c"colcrypt.resume_rotation()");
+    compat::prevent_if_read_only(c"colcrypt.resume_rotation()");
     check_rights(job)?;
     let asked = job::find(job)?;
     if asked.encrypts {

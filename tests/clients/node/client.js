@@ -1,0 +1,31 @@
+// Runs statements with node-postgres as it comes.
+//
+// Standard input holds a JSON array of {sql, parameters}; standard output gets, for
+// each, {rows} or {error, message}. Each distinct text is a named statement, which
+// stays prepared.
+"use strict";
+
+const fs = require("node:fs");
+const { Client } = require("pg");
+
+async function main() {
+    const client = new Client();
+    await client.connect();
+    const names = new Map();
+    const results = [];
+    for (const { sql, parameters } of JSON.parse(fs.readFileSync(0, "utf8"))) {
+        if (!names.has(sql)) {
+            names.set(sql, `statement ${names.size}`);
+        }
+        const query = { name: names.get(sql), text: sql, values: parameters, rowMode: "array" };
+        try {
+            results.push({ rows: (await client.query(query)).rows });
+        } catch (error) {
+            results.push({ error: error.code ?? error.name, message: error.message });
+        }
+    }
+    await client.end();
+    process.stdout.write(JSON.stringify(results));
+}
+
+main();
