@@ -53,18 +53,15 @@ fn colcrypt_key_usage(
 }
 
 fn read(column: &ReadableColumn) -> Result<Vec<Usage>, Error> {
-    let ReadableColumn {
-        relation, column, ..
-    } = column;
-    let query = format!(
+    let query = column.query(
         "SELECT (i).key_id, (i).suite, pg_catalog.count(*), pg_catalog.sum((i).stored_bytes)
-         FROM (SELECT colcrypt.inspect({column}) AS i FROM {relation}
-               WHERE {column} IS NOT NULL OFFSET 0) AS s
-         GROUP BY 1, 2 ORDER BY 1, 2"
+         FROM (SELECT colcrypt.inspect(COLUMN) AS i FROM RELATION
+               WHERE COLUMN IS NOT NULL OFFSET 0) AS s
+         GROUP BY 1, 2 ORDER BY 1, 2",
     );
     Spi::connect(|client| {
         let mut usage = Vec::new();
-        for row in client.select(&query, None, &[])? {
+        for row in client.select(query.as_c_str(), None, &[])? {
             usage.push(Usage {
                 key_id: row.get(1)?.unwrap_or_default(),
                 suite: row.get(2)?.unwrap_or_default(),

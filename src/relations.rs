@@ -102,9 +102,9 @@ pub(crate) fn payload_of_column(
 
 /// An encrypted column whose values are there to be read, all of them.
 pub(crate) struct ReadableColumn {
-    /// The relation and the column as SQL has them.
-    pub(crate) relation: String,
-    pub(crate) column: String,
+    /// The relation and the column as SQL has them, in the database's encoding.
+    relation: CString,
+    column: CString,
     pub(crate) attribute: i16,
 }
 
@@ -145,10 +145,22 @@ impl ReadableColumn {
             (CStr::from_ptr(relation), CStr::from_ptr(column))
         };
         Ok(Self {
-            relation: relation.to_string_lossy().into_owned(),
-            column: column.to_string_lossy().into_owned(),
+            relation: relation.to_owned(),
+            column: column.to_owned(),
             attribute,
         })
+    }
+
+    /// A query with the relation for each `RELATION` in it, and the column for each
+    /// `COLUMN`.
+    pub(crate) fn query(&self, pattern: &str) -> CString {
+        let join = |parts: Vec<Vec<u8>>, name: &CStr| parts.join(name.to_bytes());
+        let with_columns = |part: &str| {
+            let parts = part.split("COLUMN").map(|part| part.as_bytes().to_vec());
+            join(parts.collect(), &self.column)
+        };
+        let parts = pattern.split("RELATION").map(with_columns);
+        CString::new(join(parts.collect(), &self.relation)).expect("names have no NUL")
     }
 }
 

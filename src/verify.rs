@@ -68,19 +68,15 @@ fn colcrypt_verify_column(
     ErrorReport,
 > {
     access::check_decrypt()?;
-    let oid = relation;
-    let ReadableColumn {
-        relation,
-        column,
-        attribute,
-    } = ReadableColumn::find(oid, column_name)?;
-    let _watched = Watched::begin(oid, attribute, compat::estimated_rows(oid));
-    let query = format!(
+    let column = ReadableColumn::find(relation, column_name)?;
+    let expected = compat::estimated_rows(relation);
+    let _watched = Watched::begin(relation, column.attribute, expected);
+    let query = column.query(
         "WITH failure AS (
              SELECT (v).key_id, (v).suite, (v).failure, pg_catalog.count(*) AS rows,
                     pg_catalog.min(place) AS first
-             FROM (SELECT colcrypt.verify_value({column}) AS v, ctid AS place FROM {relation}
-                   WHERE {column} IS NOT NULL OFFSET 0) AS s
+             FROM (SELECT colcrypt.verify_value(COLUMN) AS v, ctid AS place FROM RELATION
+                   WHERE COLUMN IS NOT NULL OFFSET 0) AS s
              GROUP BY 1, 2, 3
          )
          SELECT key_id, suite,
@@ -89,11 +85,11 @@ fn colcrypt_verify_column(
                 pg_catalog.min(first) FILTER (WHERE failure IS NOT NULL),
                 (pg_catalog.array_agg(failure ORDER BY first)
                      FILTER (WHERE failure IS NOT NULL))[1]
-         FROM failure GROUP BY 1, 2 ORDER BY 1, 2"
+         FROM failure GROUP BY 1, 2 ORDER BY 1, 2",
     );
     let rows = Spi::connect(|client| {
         let mut rows = Vec::new();
-        for row in client.select(&query, None, &[])? {
+        for row in client.select(query.as_c_str(), None, &[])? {
             rows.push((
                 row.get(1)?,
                 row.get(2)?,

@@ -298,7 +298,7 @@ NAMES = [
 
 ENCODINGS = ("UTF8", "LATIN1")
 LOSSY = pytest.mark.xfail(
-    strict=True, reason="in LATIN1 what is not ASCII is replaced in names"
+    strict=True, reason="in LATIN1 what is not ASCII is replaced in messages"
 )
 
 

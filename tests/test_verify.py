@@ -620,17 +620,22 @@ def latin(server: Cluster) -> Iterator[Database]:
     server.psql("DROP DATABASE latin WITH (FORCE)")
 
 
-@pytest.mark.xfail(strict=True, reason="names are taken for UTF-8 in every database")
 def test_names_in_another_encoding(latin: Database) -> None:
     with latin.connect(client_encoding="UTF8", prepare_threshold=None) as session:
         session.execute(
             'CREATE TABLE "tö" ("Spaß" encrypted_text);'
             "INSERT INTO \"tö\" VALUES ('Grüße')"
         )
-        with pytest.raises(UndefinedColumn, match='"Spaß2" of relation "tö"'):
-            session.execute("SELECT colcrypt.verify_column('\"tö\"', 'Spaß2')")
         told = "SELECT ok FROM colcrypt.verify_column('\"tö\"', 'Spaß')"
         assert fetch(session, told) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="names are taken for UTF-8 in every database")
+def test_messages_have_names_in_another_encoding(latin: Database) -> None:
+    with latin.connect(client_encoding="UTF8", prepare_threshold=None) as session:
+        session.execute('CREATE TABLE "tüte" ("Spaß" encrypted_text)')
+        with pytest.raises(UndefinedColumn, match='"Spaß2" of relation "tüte"'):
+            session.execute("SELECT colcrypt.verify_column('\"tüte\"', 'Spaß2')")
 
 
 @pytest.mark.parametrize("kind", [TEXT, JSONB], ids=str)

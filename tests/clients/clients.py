@@ -39,7 +39,14 @@ NODE_MODULES = TARGET / "node" / "node_modules"
 JDBC = "/usr/share/java/postgresql.jar"
 
 # The same from every driver, and back.
-VALUES = [None, "", "plain", "Grüße 🔑👩‍👩‍👧", "a\nb\tc\\N,\"'{}\x01", "m" * 1_000_000]
+VALUES = [
+    None,
+    "",
+    "plain",
+    "Grüße 🔑👩‍👩‍👧",
+    "a\nb\tc\\N,\"'{}\x01",
+    "m" * 1_000_000,
+]
 
 ACCOUNTS = """
     CREATE TABLE accounts (
@@ -157,9 +164,7 @@ def with_asyncpg(codec: bool) -> Run:
     return lambda db, steps: in_asyncpg(db, lambda c: results(c, steps))
 
 
-def in_asyncpg(
-    db: Database, work: Callable[[asyncpg.Connection], Awaitable[T]]
-) -> T:
+def in_asyncpg(db: Database, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
     async def run() -> T:
         connection = await asyncpg.connect(
             host=str(db.cluster.dir), port=PORT, user=SUPERUSER, database=db.name
@@ -195,9 +200,11 @@ def with_program(command: Callable[[], list[str]]) -> Run:
             environment(db) | {"NODE_PATH": str(NODE_MODULES)},
         )
         return [
-            result["rows"]
-            if "rows" in result
-            else Failure(result["error"], result["message"])
+            (
+                result["rows"]
+                if "rows" in result
+                else Failure(result["error"], result["message"])
+            )
             for result in json.loads(done)
         ]
 
@@ -370,7 +377,9 @@ CLIENTS = (
 
 
 @contextmanager
-def by_index(db: Database, lookups: int, index: str = "accounts_email_key") -> Iterator[None]:
+def by_index(
+    db: Database, lookups: int, index: str = "accounts_email_key"
+) -> Iterator[None]:
     """Fails unless the index was searched at least so often, and its table never read
     from end to end. Sessions must be closed inside."""
     sql = f"""

@@ -106,7 +106,9 @@ def test_migrations_encrypt_the_columns_and_decrypt_them(app: Database) -> None:
     plain = "email|character varying(254)\nid|bigint\nnote|text"
     assert column_types(app, Account) == plain
     # decrypt_column() gives text.
-    assert column_types(app, Customer) == plain.replace("character varying(254)", "text")
+    assert column_types(app, Customer) == plain.replace(
+        "character varying(254)", "text"
+    )
     assert Account.objects.get(email=email(7)).email == email(7)
 
 

@@ -319,4 +319,3 @@ def test_a_driver_that_does_not_know_the_type_gives_its_array_as_a_string(
 ) -> None:
     sql = "SELECT ARRAY['a', 'b,c', NULL]::encrypted_text[]"
     assert client.query(db, sql) == [['{a,"b,c",NULL}']]
-

@@ -23,9 +23,7 @@ from harness import (
     is_running,
     key_id,
     new_key,
-
     run_as_server,
-
     wait_until,
 )
 
@@ -217,11 +215,13 @@ def test_a_reset_after_each_transaction_drops_a_session_key(
     bouncer = make_bouncer(
         pool_mode="transaction",
         server_reset_query_always="1",
-        server_reset_query="RESET colcrypt.key",
+        server_reset_query="RESET colcrypt.key; RESET colcrypt.write_key",
     )
+    bouncer.db.psql("SELECT colcrypt.create_key('tenant')")
     with bouncer.connect() as one, bouncer.connect() as two:
         servers = used_key(two)
         set_key(one, new_key(), is_local=False)
+        one.execute("SET colcrypt.write_key = 'tenant'")
         assert used_key(two) == used_key(one) == servers
 
 

@@ -131,9 +131,7 @@ def test_a_condition_with_a_parameter_of_text_is_evaluated_here(
         "PREPARE q (text) AS SELECT id FROM known_accounts WHERE email = $1"
     )
     assert "WHERE" not in remote_sql(session, "EXECUTE q ('x')")
-    session.execute(
-        "PREPARE p AS SELECT id FROM known_accounts WHERE email = $1"
-    )
+    session.execute("PREPARE p AS SELECT id FROM known_accounts WHERE email = $1")
     assert "WHERE" in remote_sql(session, "EXECUTE p ('x')")
 
 
@@ -196,6 +194,49 @@ def test_a_join_with_a_local_table_finds_every_row(
     if table != "text_accounts":
         sql = f"SELECT count(*) FROM local JOIN {table} AS f ON local.email = f.email"
         assert fetch(session, sql) == expected
+
+
+@pytest.fixture
+def family(session: psycopg.Connection) -> psycopg.Connection:
+    """A table with a foreign child, and the same values in both."""
+    session.execute("CREATE TABLE family (id int, email encrypted_text, note text)")
+    session.execute("ALTER FOREIGN TABLE known_accounts ALTER note TYPE text")
+    session.execute("ALTER FOREIGN TABLE known_accounts INHERIT family")
+    session.execute("""
+        INSERT INTO family SELECT n, 'user' || n || '@example.com'
+        FROM generate_series(1, 5000) AS n""")
+    session.execute("CREATE INDEX ON family (email)")
+    session.execute("ANALYZE family")
+    session.execute("SET enable_hashagg = off")
+    session.execute("SET enable_sort = off")
+    return session
+
+
+GROUPS = "SELECT count(*) FROM (SELECT email FROM family GROUP BY email) AS groups"
+
+
+@OTHER_ORDER
+def test_groups_over_a_foreign_child_are_those_of_values(
+    family: psycopg.Connection,
+) -> None:
+    assert fetch(family, GROUPS) == 5000
+
+
+def test_one_index_key_on_both_sides_is_one_order(
+    db: Database, remote: Database, request: pytest.FixtureRequest
+) -> None:
+    """The remedy of docs/clients.md: before an index key is made here, copy that one."""
+    file = f"{db.cluster.dir}/index_key.{db.name}"
+    remote.psql(f"COPY (SELECT * FROM colcrypt.key WHERE kind = 'index') TO '{file}'")
+    db.psql(f"COPY colcrypt.key FROM '{file}'")
+    family = request.getfixturevalue("family")
+    assert "Merge Append" in str(family.execute(f"EXPLAIN {GROUPS}").fetchall())
+    assert fetch(family, GROUPS) == 5000
+    for method in ("hashjoin", "nestloop"):
+        family.execute(f"SET enable_{method} = off")
+    join = "SELECT count(*) FROM ONLY family JOIN known_accounts USING (email)"
+    assert "Merge Join" in str(family.execute(f"EXPLAIN {join}").fetchall())
+    assert fetch(family, join) == 5000
 
 
 def test_a_masked_session_writes_the_mask(

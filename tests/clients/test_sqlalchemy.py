@@ -53,9 +53,7 @@ MODELS = {name: model(type) for name, type in TYPES.items()}
 
 
 def url(db: Database, driver: str) -> str:
-    return (
-        f"postgresql+{driver}://{SUPERUSER}@/{db.name}?host={db.cluster.dir}&port={PORT}"
-    )
+    return f"postgresql+{driver}://{SUPERUSER}@/{db.name}?host={db.cluster.dir}&port={PORT}"
 
 
 def with_psycopg(db: Database, work: Work) -> Any:
@@ -168,7 +166,8 @@ def test_updates_returning_and_upserts(
                 .returning(Account.note)
             ).scalar_one(),
             session.execute(
-                insert(Account).returning(Account.email), [{"email": "a"}, {"email": ""}]
+                insert(Account).returning(Account.email),
+                [{"email": "a"}, {"email": ""}],
             )
             .scalars()
             .all(),
@@ -231,7 +230,11 @@ def test_errors_have_their_sqlstate(
 @every_driver
 def test_create_all_makes_columns_of_the_type(db: Database, run: Run) -> None:
     Account = MODELS["EncryptedText"]
-    run(db, lambda session: Account.metadata.create_all(session.connection()) or session.commit())
+    run(
+        db,
+        lambda session: Account.metadata.create_all(session.connection())
+        or session.commit(),
+    )
     types = db.psql("""
         SELECT attname, atttypid::regtype FROM pg_attribute
         WHERE attrelid = 'accounts'::regclass AND attnum > 0 ORDER BY attnum""")

@@ -25,7 +25,11 @@ class Facts {
             System.out.println("getString " + row.getString("email"));
             System.out.println("getObject " + row.getObject(1).getClass().getSimpleName());
             System.out.println("toString " + row.getObject(1));
-            System.out.println("as String " + row.getObject(1, String.class));
+            try {
+                row.getObject(1, String.class);
+            } catch (SQLException error) {
+                System.out.println("as String " + error.getMessage());
+            }
         }
     }
 
