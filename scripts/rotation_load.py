@@ -107,6 +107,9 @@ class Verdict(NamedTuple):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=5_000_000)
+    parser.add_argument(
+        "--cost-rows", type=int, default=1_000_000, help="of the measurement of cost"
+    )
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument(
         "--seconds", type=int, default=60, help="before and after the rotation"
@@ -150,6 +153,7 @@ class Measurement:
         self.keys = [new_key(), key]
         self.place = Database(cluster, "postgres")
         self.rows: int = options.rows
+        self.cost_rows: int = options.cost_rows
         self.clients: int = options.clients
         self.seconds: int = options.seconds
         self.repeats: int = options.repeats
@@ -164,7 +168,7 @@ class Measurement:
     # What it costs
 
     def compare_cost(self) -> list[Verdict]:
-        self.tell(f"cost: {self.rows} rows in batches of {BATCH}")
+        self.tell(f"cost: {self.cost_rows} rows in batches of {BATCH}")
         print(
             f"{'microseconds for each row':<34}{'text':>10}{'encrypted':>12}"
             f"{'ratio':>8}"
@@ -172,7 +176,7 @@ class Measurement:
         with self.cluster.connect() as session:
             session.execute(UPDATE_IN_BATCHES.encode())
             for type_ in ("text", "encrypted_text"):
-                session.execute(TWIN.format(type=type_, rows=self.rows).encode())
+                session.execute(TWIN.format(type=type_, rows=self.cost_rows).encode())
             ratio = self.compare(session, "primary key only")
             for type_ in ("text", "encrypted_text"):
                 session.execute(TWIN_INDEXES.format(type=type_).encode())
@@ -188,7 +192,7 @@ class Measurement:
         for _ in range(self.repeats):
             self.make_equal(session, "twin_text")
             size = fetch(session, "SELECT pg_relation_size('twin_text') / 8192")
-            blocks = max(1, round(BATCH * size / self.rows))
+            blocks = max(1, round(BATCH * size / self.cost_rows))
             plain = self.cost(session, f"CALL update_in_batches({blocks})")
 
             self.make_equal(session, "twin_encrypted_text")
@@ -199,7 +203,7 @@ class Measurement:
             rotate = "CALL rotate_column_online('twin_encrypted_text', 'secret', {})"
             encrypted = self.cost(session, rotate.format(BATCH))
             done = "SELECT max(rows_rotated) FROM colcrypt.rotation_progress"
-            assert fetch(session, done) == self.rows
+            assert fetch(session, done) == self.cost_rows
             assert (
                 fetch(session, "SELECT state FROM colcrypt.rotation_progress") == "done"
             )
@@ -228,7 +232,7 @@ class Measurement:
         wall, cpu = time.perf_counter(), cpu_time(session)
         session.execute(sql.encode())
         wall, cpu = time.perf_counter() - wall, cpu_time(session) - cpu
-        return Cost(cpu / 1e3 / self.rows, wall * 1e6 / self.rows)
+        return Cost(cpu / 1e3 / self.cost_rows, wall * 1e6 / self.cost_rows)
 
     # What clients notice
 
