@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Builds another PostgreSQL than the system's, for `make test PG=17`:
+#
+#     scripts/postgres.sh 17 18
+#
+# builds both into target/postgres/17 and target/postgres/18, each with the contrib
+# modules and test runners that the tests need. What is built already is left alone.
+#
+# The source is a newer Debian release's, fetched and checked by apt under a
+# configuration of its own in target/postgres/apt: the system's package lists and
+# packages stay as they are, but for the build dependencies, which are installed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/common.sh
+
+BUILDS=$PWD/$BUILT_POSTGRES
+APT=$BUILDS/apt
+# Where to look: apt takes the newest version of a package in any of them. No release
+# of Debian has PostgreSQL 14 or 16.
+SUITES="trixie forky sid"
+KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+# xml and icu because tests use them; the rest is what PostgreSQL asks for.
+PACKAGES=(gcc libc6-dev make pkg-config dpkg-dev xz-utils bison flex perl libreadline-dev
+    zlib1g-dev libssl-dev libicu-dev libxml2-dev liblz4-dev)
+
+main() {
+    local major
+    [ $# -gt 0 ] || die "which PostgreSQL? For instance: scripts/postgres.sh 17"
+    for major; do
+        is_built "$major" || build "$major"
+    done
+}
+
+is_built() {
+    # Written last.
+    [ -f "$BUILDS/$1/built" ]
+}
+
+build() {
+    local major=$1 prefix=$BUILDS/$1 source=$BUILDS/source-$1
+    grep -q "^pg$major = " Cargo.toml || die "PostgreSQL $major is not supported"
+    install_packages "${PACKAGES[@]}"
+    say "postgres: fetching the source of PostgreSQL $major"
+    fetch "$major" "$source"
+    say "postgres: building $("$source/configure" --version | head -n 1) into $prefix (some minutes)"
+    rm -rf "$prefix"
+    (
+        cd "$source"
+        ./configure --quiet --prefix="$prefix" --with-openssl --with-icu --with-libxml \
+            --with-lz4
+        make -s -j"$(nproc)" world-bin >build.log 2>&1 || fail_with build.log
+        make -s install-world-bin >>build.log 2>&1 || fail_with build.log
+    )
+    rm -rf "$source"
+    touch "$prefix/built"
+    say "postgres: $("$prefix/bin/postgres" --version) is built"
+}
+
+fail_with() {
+    tail -n 30 "$1" >&2
+    die "the build failed: all it said is in $PWD/$1"
+}
+
+# fetch MAJOR FOLDER: unpacks the newest source package of a major, Debian's patches
+# applied, into the folder.
+fetch() {
+    local major=$1 folder=$2 mirror release
+    release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    # The mirror that the system itself uses.
+    # shellcheck disable=SC2016
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' \
+        'Component: main' "Release: $release" 2>/dev/null | head -n 1)
+    if [ -z "$mirror" ] || [ ! -f "$KEYRING" ]; then
+        die "not a Debian system: build PostgreSQL $major yourself, and set PG_CONFIG"
+    fi
+
+    rm -rf "$APT" "$folder"
+    mkdir -p "$APT/state/lists/partial" "$APT/cache/archives/partial" "$APT/sources"
+    printf '%s\n' "Types: deb-src" "URIs: $mirror" "Suites: $SUITES" "Components: main" \
+        "Signed-By: $KEYRING" >"$APT/sources/newer.sources"
+    private_apt -qq update
+    (
+        cd "$APT"
+        private_apt -qq source --download-only "postgresql-$major" >/dev/null
+        dpkg-source --no-check -x postgresql-"$major"_*.dsc "$folder" >/dev/null
+    )
+    rm -rf "$APT"
+}
+
+# apt-get as if the newer releases were all that the system had. What it downloads as
+# root it hands to no other user: that one may not be able to write here.
+private_apt() {
+    apt-get -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$APT/sources" \
+        -o Dir::State="$APT/state" -o Dir::State::status=/var/lib/dpkg/status \
+        -o Dir::Cache="$APT/cache" -o APT::Sandbox::User=root "$@"
+}
+
+main "$@"
