@@ -7,14 +7,13 @@
 # modules and test runners that the tests need. What is built already is left alone.
 #
 # The source is a newer Debian release's, fetched and checked by apt under a
-# configuration of its own in target/postgres/apt: the system's package lists and
-# packages stay as they are, but for the build dependencies, which are installed.
+# configuration of its own: the system's package lists and packages stay as they are,
+# but for the build dependencies, which are installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 
 BUILDS=$PWD/$BUILT_POSTGRES
-APT=$BUILDS/apt
 # Where to look: apt takes the newest version of a package in any of them. No release
 # of Debian has PostgreSQL 14 or 16.
 SUITES="trixie forky sid"
@@ -37,21 +36,21 @@ is_built() {
 }
 
 build() {
-    local major=$1 prefix=$BUILDS/$1 source=$BUILDS/source-$1
+    local major=$1 prefix=$BUILDS/$1 work=$BUILDS/work-$1
     grep -q "^pg$major = " Cargo.toml || die "PostgreSQL $major is not supported"
     install_packages "${PACKAGES[@]}"
+    rm -rf "$prefix" "$work"
     say "postgres: fetching the source of PostgreSQL $major"
-    fetch "$major" "$source"
-    say "postgres: building $("$source/configure" --version | head -n 1) into $prefix (some minutes)"
-    rm -rf "$prefix"
+    fetch "$major" "$work"
+    say "postgres: building it into $prefix (some minutes)"
     (
-        cd "$source"
+        cd "$work/source"
         ./configure --quiet --prefix="$prefix" --with-openssl --with-icu --with-libxml \
             --with-lz4
         make -s -j"$(nproc)" world-bin >build.log 2>&1 || fail_with build.log
         make -s install-world-bin >>build.log 2>&1 || fail_with build.log
     )
-    rm -rf "$source"
+    rm -rf "$work"
     touch "$prefix/built"
     say "postgres: $("$prefix/bin/postgres" --version) is built"
 }
@@ -62,7 +61,7 @@ fail_with() {
 }
 
 # fetch MAJOR FOLDER: unpacks the newest source package of a major, Debian's patches
-# applied, into the folder.
+# applied, into FOLDER/source.
 fetch() {
     local major=$1 folder=$2 mirror release
     release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
@@ -74,25 +73,25 @@ fetch() {
         die "not a Debian system: build PostgreSQL $major yourself, and set PG_CONFIG"
     fi
 
-    rm -rf "$APT" "$folder"
-    mkdir -p "$APT/state/lists/partial" "$APT/cache/archives/partial" "$APT/sources"
+    mkdir -p "$folder/state/lists/partial" "$folder/cache/archives/partial" "$folder/sources"
     printf '%s\n' "Types: deb-src" "URIs: $mirror" "Suites: $SUITES" "Components: main" \
-        "Signed-By: $KEYRING" >"$APT/sources/newer.sources"
-    private_apt -qq update
+        "Signed-By: $KEYRING" >"$folder/sources/newer.sources"
     (
-        cd "$APT"
+        cd "$folder"
+        private_apt -qq update
         private_apt -qq source --download-only "postgresql-$major" >/dev/null
-        dpkg-source --no-check -x postgresql-"$major"_*.dsc "$folder" >/dev/null
+        # apt has checked what it downloaded.
+        dpkg-source --no-check -x postgresql-"$major"_*.dsc source >/dev/null
     )
-    rm -rf "$APT"
 }
 
-# apt-get as if the newer releases were all that the system had. What it downloads as
-# root it hands to no other user: that one may not be able to write here.
+# apt-get as if the newer releases were all that the system had, its state in the current
+# folder. As root it does not hand the download to another user, who may not be able to
+# write here.
 private_apt() {
-    apt-get -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$APT/sources" \
-        -o Dir::State="$APT/state" -o Dir::State::status=/var/lib/dpkg/status \
-        -o Dir::Cache="$APT/cache" -o APT::Sandbox::User=root "$@"
+    apt-get -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$PWD/sources" \
+        -o Dir::State="$PWD/state" -o Dir::State::status=/var/lib/dpkg/status \
+        -o Dir::Cache="$PWD/cache" -o APT::Sandbox::User=root "$@"
 }
 
 main "$@"

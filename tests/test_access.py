@@ -21,7 +21,7 @@ import pytest
 from psycopg.errors import InsufficientPrivilege, UniqueViolation
 
 from conftest import MakeCluster
-from harness import Cluster, fetch, new_key
+from harness import FORCE_PARALLEL, Cluster, fetch, new_key
 from observed import Observed, observe
 
 MASK = "********"
@@ -783,7 +783,7 @@ def test_support_functions_are_for_nobody_to_call(
 
 
 PARALLEL = (
-    "SET LOCAL force_parallel_mode = on; SET LOCAL parallel_setup_cost = 0;"
+    f"SET LOCAL {FORCE_PARALLEL} = on; SET LOCAL parallel_setup_cost = 0;"
     "SET LOCAL parallel_tuple_cost = 0; SET LOCAL min_parallel_table_scan_size = 0;"
     "SET LOCAL min_parallel_index_scan_size = 0;"
     "SET LOCAL parallel_leader_participation = off"
