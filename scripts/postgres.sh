@@ -15,7 +15,8 @@ cd "$(dirname "$0")/.."
 
 BUILDS=$PWD/$BUILT_POSTGRES
 # Where to look: apt takes the newest version of a package in any of them. No release
-# of Debian has PostgreSQL 14 or 16.
+# of Debian has PostgreSQL 14 or 16. Not trixie-security: a mirror may list what it does
+# not have, and these servers serve nobody.
 SUITES="trixie forky sid"
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 # xml and icu because tests use them; the rest is what PostgreSQL asks for.
