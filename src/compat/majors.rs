@@ -185,6 +185,10 @@ pub(crate) fn analyze_delay_point() {
     }
 }
 
+/// Whether a search in a btree by a later column compares the values of those before it
+/// ("skip scan", since 18).
+pub(crate) const SKIPS_COLUMNS: bool = cfg!(feature = "pg18");
+
 /// Sets the handler of a signal. Since 18 the server's function has a name of its own.
 #[cfg(not(feature = "pg18"))]
 pub(super) use pg_sys::pqsignal;

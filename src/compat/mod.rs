@@ -7,9 +7,9 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
 
 pub(crate) use majors::{
-    UpdateIndexes, analyze_delay_point, attributes, compare_unsigned, executor_run_hook,
-    fire_before_update, guc_malloc, insert_index_tuples, local_transaction, owns_relation,
-    queue_after_update, reserve_setting_prefix, set_updated_column,
+    SKIPS_COLUMNS, UpdateIndexes, analyze_delay_point, attributes, compare_unsigned,
+    executor_run_hook, fire_before_update, guc_malloc, insert_index_tuples, local_transaction,
+    owns_relation, queue_after_update, reserve_setting_prefix, set_updated_column,
 };
 
 mod raw {
