@@ -1,7 +1,9 @@
 # PGXS's names (all, install, installcheck, uninstall) for an extension that cargo
 # builds. `make help` lists the targets.
 #
-#   PG_CONFIG=/path/to/pg_config   which PostgreSQL (default: Debian's 15)
+#   PG=17                          which PostgreSQL: 15 is Debian's, the default; others
+#                                  are built into target/postgres by `make setup`
+#   PG_CONFIG=/path/to/pg_config   or one of your own
 #   PORTABLE=1                     build for any x86-64 instead of x86-64-v3 with AES-NI
 #   DESTDIR=/some/folder           install below this folder, for packagers
 
@@ -10,6 +12,11 @@ SHELL := /bin/bash
 # The steps of `make test` follow one another, and cargo is parallel by itself.
 .NOTPARALLEL:
 
+PG ?= 15
+BUILT_PG = $(filter-out 15,$(PG))
+ifneq ($(BUILT_PG),)
+PG_CONFIG = $(CURDIR)/target/postgres/$(PG)/bin/pg_config
+endif
 # Deferred on purpose: `setup` may install what these look for.
 PG_CONFIG ?= $(shell . scripts/common.sh && find_pg_config)
 PG_MAJOR = $(shell . scripts/common.sh && pg_major "$(PG_CONFIG)")
@@ -34,8 +41,8 @@ PYTHON = target/venv/bin/python
 # Only the copying into PostgreSQL's folders needs root; cargo never runs as root.
 AS_ROOT = $(if $(DESTDIR),,$(if $(filter 0,$(shell id -u)),,sudo))
 
-.PHONY: all install installcheck uninstall setup demo test lint test-core test-server \
-	test-client bench package clean help
+.PHONY: all install installcheck uninstall setup demo test test-all lint test-core \
+	test-server test-client bench package clean help
 
 all: ## build the extension
 	@cargo pgrx --version >/dev/null 2>&1 \
@@ -59,6 +66,7 @@ installcheck: ## run pg_test/ on the installed extension (TESTS="name name")
 
 setup: ## install what the other targets need
 	@echo "== setup"
+	@$(if $(BUILT_PG),scripts/postgres.sh $(BUILT_PG))
 	@scripts/setup.sh
 
 demo: setup install ## see the product at work on a private server
@@ -68,10 +76,14 @@ demo: setup install ## see the product at work on a private server
 # build installed, so install follows it.
 test: setup lint test-core test-server install installcheck test-client ## run every test
 
+test-all: ## run every test on PostgreSQL 15, 17 and 18
+	for pg in 15 17 18; do echo "== PostgreSQL $$pg"; $(MAKE) test PG=$$pg; done
+
 lint: ## check format and style
 	@echo "== lint"
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --features pg$(PG_MAJOR) -- -D warnings
+	cargo clippy --workspace --all-targets --no-default-features --features pg$(PG_MAJOR) \
+		-- -D warnings
 	for script in scripts/*.sh .ci/run; do bash -n "$$script"; done
 	PYTHONPYCACHEPREFIX=target/pycache python3 -m compileall -q scripts tests
 	! grep -nP '\t' -r sql

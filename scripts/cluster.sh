@@ -32,6 +32,8 @@ fi
 # cluster_start DIR [configuration line…]: makes a new cluster in DIR and starts it.
 # What an earlier run left in DIR is removed.
 cluster_start() {
+    cluster_as_server test -x "$PG_CONFIG" \
+        || die "the user $CLUSTER_USER cannot reach $PG_CONFIG"
     cluster_make_dir "$1"
     shift
     # In /tmp because a socket's path must stay below 108 bytes.

@@ -3,6 +3,9 @@
 
 # What scripts/setup.sh installs. Others are chosen with PG_CONFIG=/path/to/pg_config.
 DEBIAN_PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config
+# Where scripts/postgres.sh builds others.
+# shellcheck disable=SC2034
+BUILT_POSTGRES=target/postgres
 
 say() {
     printf '%s\n' "$*"
@@ -41,4 +44,31 @@ find_pg_config() {
 # The major version of a pg_config: "PostgreSQL 15.20 (Debian …)" is 15.
 pg_major() {
     "$1" --version | sed -E 's/^PostgreSQL ([0-9]+).*/\1/'
+}
+
+# install_packages PACKAGE…: installs those Debian packages that are missing, and says
+# which.
+install_packages() {
+    local missing=() package
+    for package; do
+        is_installed "$package" || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+
+    if ! command -v apt-get >/dev/null; then
+        die "not a Debian system; install what these Debian packages hold: ${missing[*]}"
+    fi
+    if [ "$(id -u)" -ne 0 ] && ! command -v sudo >/dev/null; then
+        die "neither root nor sudo; have these packages installed: ${missing[*]}"
+    fi
+    say "installing packages: ${missing[*]}"
+    as_root apt-get -qq update
+    # Debian may create and start a cluster "main" now, and start PgBouncer. Neither is
+    # used here.
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+is_installed() {
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }

@@ -15,7 +15,7 @@ PYTHON=${PYTHON:-python3}
 
 main() {
     check_rust
-    install_packages
+    install_wanted
     check_postgres
     install_cargo_pgrx
     make_venv
@@ -30,8 +30,8 @@ check_rust() {
     fi
 }
 
-install_packages() {
-    local wanted missing=() package
+install_wanted() {
+    local wanted
     # bindgen (in pgrx) reads PostgreSQL's headers with libclang. pgrx-tests starts
     # its server through sudo, as root does, too. qemu-user plays an old CPU; gdb takes
     # core dumps; age decrypts a key file.
@@ -50,23 +50,7 @@ install_packages() {
         can_make_venv "$PYTHON" || wanted+=(python3-venv)
     fi
 
-    for package in "${wanted[@]}"; do
-        is_installed "$package" || missing+=("$package")
-    done
-    [ ${#missing[@]} -gt 0 ] || return 0
-
-    if ! command -v apt-get >/dev/null; then
-        die "not a Debian system; install what these Debian packages hold: ${missing[*]}"
-    fi
-    if [ "$(id -u)" -ne 0 ] && ! command -v sudo >/dev/null; then
-        die "neither root nor sudo; have these packages installed: ${missing[*]}"
-    fi
-    say "setup: installing packages: ${missing[*]}"
-    as_root apt-get -qq update
-    # Debian may create and start a cluster "main" now, and start PgBouncer. Neither is
-    # used here.
-    as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+    install_packages "${wanted[@]}"
 }
 
 check_postgres() {
@@ -124,10 +108,6 @@ has_cargo_pgrx() {
 
 can_make_venv() {
     "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
-}
-
-is_installed() {
-    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 
 # at_least WANTED FOUND, for version numbers.

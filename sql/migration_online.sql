@@ -278,6 +278,7 @@ DECLARE
     missing text[] := '{}';
     checks text[] := '{}';
     default_ text;
+    not_null name;
     description text;
     is_partitioned boolean := (SELECT c.relkind = 'p' FROM pg_class AS c WHERE c.oid = relation);
     statement text;
@@ -357,6 +358,8 @@ BEGIN
     ELSE
         statements := format('ALTER TABLE %s DROP CONSTRAINT IF EXISTS %I', relation, marked) || statements;
     END IF;
+    SELECT k.conname INTO not_null FROM pg_constraint AS k
+    WHERE k.conrelid = relation AND k.contype = 'n' AND k.conkey = ARRAY[plain.attnum];
     SELECT pg_get_expr(d.adbin, d.adrelid) INTO default_ FROM pg_attrdef AS d
     WHERE d.adrelid = relation AND d.adnum = plain.attnum;
     description := col_description(relation, plain.attnum);
@@ -385,6 +388,13 @@ BEGIN
     FOREACH statement IN ARRAY statements LOOP
         EXECUTE statement;
     END LOOP;
+    -- Since 18 NOT NULL is a constraint, with a name that was made of the column's.
+    SELECT format('ALTER TABLE %s RENAME CONSTRAINT %I TO %I', relation, k.conname, not_null) INTO statement
+    FROM pg_constraint AS k JOIN pg_attribute AS a ON a.attrelid = k.conrelid AND k.conkey = ARRAY[a.attnum]
+    WHERE k.conrelid = relation AND k.contype = 'n' AND a.attname = column_name AND k.conname <> not_null;
+    IF FOUND THEN
+        EXECUTE statement;
+    END IF;
     IF default_ IS NOT NULL THEN
         EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %s', relation, column_name, default_);
     END IF;

@@ -422,7 +422,7 @@ pub(crate) fn define() {
             override_setting(c"colcrypt.audit_log", c"access");
         }
         keyring::note_defined();
-        pg_sys::MarkGUCPrefixReserved(c"colcrypt".as_ptr());
+        compat::reserve_setting_prefix(c"colcrypt");
     }
 }
 

@@ -75,13 +75,10 @@ unsafe extern "C-unwind" fn plan(
     }
 }
 
-/// As `plan`.
-unsafe extern "C-unwind" fn run(
-    query: *mut pg_sys::QueryDesc,
-    direction: pg_sys::ScanDirection::Type,
-    count: u64,
-    execute_once: bool,
-) {
+compat::executor_run_hook!(run, run_with, NEXT.run.get());
+
+/// As `plan`; `next` runs the query.
+unsafe fn run_with(query: *mut pg_sys::QueryDesc, next: impl FnOnce()) {
     // SAFETY: PostgreSQL passes a query that is started.
     unsafe {
         if (*(*query).plannedstmt).parallelModeNeeded {
@@ -96,8 +93,7 @@ unsafe extern "C-unwind" fn run(
         begin_query(query);
         let owners = begin_owners();
         NESTING.set(NESTING.get() + 1);
-        let next = NEXT.run.get().unwrap_or(compat::standard_ExecutorRun);
-        next(query, direction, count, execute_once);
+        next();
         end_owners(owners);
         end_statement();
     }

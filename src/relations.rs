@@ -286,9 +286,7 @@ fn holds(type_oid: pg_sys::Oid, types: &EncryptedTypes, depth: u8) -> bool {
         }
         let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
         let relation = pg_sys::relation_open(class, lock);
-        let descriptor = (*relation).rd_att;
-        let members = (*descriptor).attrs.as_slice((*descriptor).natts as usize);
-        let members: Vec<_> = members
+        let members: Vec<_> = compat::attributes((*relation).rd_att)
             .iter()
             .filter(|member| !member.attisdropped)
             .map(|member| member.atttypid)

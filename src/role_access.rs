@@ -24,7 +24,7 @@ static KNOWN: BackendLocal<Cell<Option<(Asked, Access)>>> = BackendLocal::new(Ce
 pub(crate) fn with_owners(session: Access) -> Access {
     // SAFETY: reads the state of this backend, which is in a transaction.
     let (user, log_in, asked, security) = unsafe {
-        let transaction = pg_sys::MyProc.as_ref().map_or(0, |process| process.lxid);
+        let transaction = compat::local_transaction();
         let (mut user, mut security) = (pg_sys::InvalidOid, 0);
         pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut security);
         let asked = (user, transaction, pg_sys::GetCurrentCommandId(false));

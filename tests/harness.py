@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -29,7 +30,18 @@ Setting = str | int | float | bool | None
 
 DEBIAN_PG_CONFIG = "/usr/lib/postgresql/15/bin/pg_config"
 PG_CONFIG = os.environ.get("PG_CONFIG", DEBIAN_PG_CONFIG)
-BIN = Path(subprocess.check_output([PG_CONFIG, "--bindir"], text=True).strip())
+
+
+def pg_config(option: str, program: str = PG_CONFIG) -> str:
+    return subprocess.check_output([program, option], text=True).strip()
+
+
+BIN = Path(pg_config("--bindir"))
+# "PostgreSQL 15.20 (Debian …)" is 15.
+MAJOR = int(re.sub(r"\D+(\d+).*", r"\1", pg_config("--version")))
+
+# Makes PostgreSQL plan in parallel what it can. 16 renamed it.
+FORCE_PARALLEL = "debug_parallel_query" if MAJOR >= 16 else "force_parallel_mode"
 
 # A superuser's name, the same whoever runs the tests.
 SUPERUSER = "postgres"
@@ -93,8 +105,12 @@ class Cluster:
 
     live: list[Cluster] = []
 
-    def __init__(self, base: Path, template: Path, *, ring: str | None = None) -> None:
-        """Copies the template's data folder; `ring` is a key file's text."""
+    def __init__(
+        self, base: Path, template: Path, *, ring: str | None = None, bin: Path = BIN
+    ) -> None:
+        """Copies the template's data folder; `ring` is a key file's text, `bin` where
+        PostgreSQL's programs are."""
+        self.bin = bin
         self.dir = Path(tempfile.mkdtemp(prefix="c", dir=base))
         give_to_server(self.dir)
         self.datadir = self.dir / "data"
@@ -291,7 +307,7 @@ class Cluster:
             "PGDATABASE": db,
         }
         done = subprocess.run(
-            [str(BIN / program), *args],
+            [str(self.bin / program), *args],
             input=input,
             stdin=subprocess.DEVNULL if input is None else None,
             stdout=subprocess.PIPE,
@@ -317,7 +333,7 @@ class Cluster:
 
     def _pg_ctl(self, action: str, *args: str) -> None:
         command = [
-            str(BIN / "pg_ctl"),
+            str(self.bin / "pg_ctl"),
             "-s",
             "-w",
             "-D",
@@ -356,11 +372,13 @@ class Database:
         return self.cluster.relation_path(table, db=self.name)
 
 
-def make_template(base: Path) -> Path:
-    """A data folder to copy: initdb takes a second, a copy a tenth."""
-    template = base / "template"
-    options = ["--auth=trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
-    run_as_server([str(BIN / "initdb"), "-D", str(template), "-U", SUPERUSER, *options])
+def make_template(base: Path, *more: str, bin: Path = BIN) -> Path:
+    """A data folder to copy: initdb takes a second, a copy a tenth. `more` are options
+    for initdb."""
+    template = Path(tempfile.mkdtemp(prefix="template", dir=base))
+    give_to_server(template)
+    options = ["--auth=trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync", *more]
+    run_as_server([str(bin / "initdb"), "-D", str(template), "-U", SUPERUSER, *options])
     with (template / "postgresql.conf").open("a") as conf:
         conf.write(f"include '{TEST_CONF}'\n")
     return template

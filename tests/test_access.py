@@ -21,7 +21,7 @@ import pytest
 from psycopg.errors import InsufficientPrivilege, UniqueViolation
 
 from conftest import MakeCluster
-from harness import Cluster, fetch, new_key
+from harness import FORCE_PARALLEL, MAJOR, Cluster, fetch, new_key
 from observed import Observed, observe
 
 MASK = "********"
@@ -487,7 +487,9 @@ WHERE = {
 QUERIES = {
     "join": "SELECT a.id FROM t a JOIN t b ON a.secret = b.secret",
     "join using": "SELECT a.id FROM t a JOIN t b USING (secret)",
-    "natural join": "SELECT id FROM t NATURAL JOIN (SELECT id, secret FROM t) b",
+    # OFFSET because 18 does without a join of a table with itself, and compares nothing.
+    "natural join": "SELECT id FROM t NATURAL JOIN"
+    " (SELECT id, secret FROM t OFFSET 0) b",
     "left join": "SELECT a.id FROM t a LEFT JOIN t b ON b.secret = a.secret::text",
     "full join": "SELECT a.id FROM t a FULL JOIN t b ON a.secret = b.secret",
     "join text": "SELECT id FROM t JOIN (VALUES ('{g}')) x(x) ON secret = x",
@@ -783,7 +785,7 @@ def test_support_functions_are_for_nobody_to_call(
 
 
 PARALLEL = (
-    "SET LOCAL force_parallel_mode = on; SET LOCAL parallel_setup_cost = 0;"
+    f"SET LOCAL {FORCE_PARALLEL} = on; SET LOCAL parallel_setup_cost = 0;"
     "SET LOCAL parallel_tuple_cost = 0; SET LOCAL min_parallel_table_scan_size = 0;"
     "SET LOCAL min_parallel_index_scan_size = 0;"
     "SET LOCAL parallel_leader_participation = off"
@@ -1585,7 +1587,12 @@ def test_a_grant_follows_indirect_membership_and_inherit(
     hr.execute("CREATE ROLE people IN ROLE hr; GRANT people TO alice")
     with host.connect(user="alice") as alice:
         assert reads(alice)
-        hr.execute("ALTER ROLE people NOINHERIT")
+        # Since 16 that is a matter of the membership.
+        hr.execute(
+            "GRANT hr TO people WITH INHERIT FALSE"
+            if MAJOR >= 16
+            else "ALTER ROLE people NOINHERIT"
+        )
         assert not reads(alice)
         alice.execute("SET ROLE hr")
         assert reads(alice)

@@ -340,7 +340,8 @@ def test_after_a_crash_a_call_goes_on(
         assert fetch(
             session,
             "SELECT bool_and(convalidated) AND count(*) = 2 FROM pg_constraint"
-            " WHERE conrelid = 't'::regclass",
+            # Since 18 NOT NULL is one, too.
+            " WHERE conrelid = 't'::regclass AND contype <> 'n'",
         ), f"seed {SEED}"
         assert fetch(session, "SELECT count(*) FROM pg_index WHERE indisvalid") > 1
 

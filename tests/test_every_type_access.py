@@ -31,7 +31,7 @@ import psycopg
 import pytest
 from psycopg.errors import InsufficientPrivilege, QueryCanceled
 
-from harness import Cluster, PsqlError, fetch, new_key
+from harness import FORCE_PARALLEL, Cluster, PsqlError, fetch, new_key
 from kinds import BYTEA, JSONB, KINDS, TEXT, Kind, every_kind, quoted
 from observed import Observed, log_since, observe
 from test_memory import assert_no_key, core_of, raw, wrapped_keys
@@ -441,7 +441,7 @@ PRINTED = {
         f"SELECT secret {IN_ORDER.replace('FROM t', 'FROM pg_temp.all()')}",
     ],
     "parallel": [
-        "SET LOCAL force_parallel_mode = on; SET LOCAL parallel_setup_cost = 0;"
+        f"SET LOCAL {FORCE_PARALLEL} = on; SET LOCAL parallel_setup_cost = 0;"
         "SET LOCAL parallel_tuple_cost = 0; SET LOCAL min_parallel_table_scan_size = 0",
         f"SELECT secret, secret::text {IN_ORDER}",
     ],
@@ -1185,7 +1185,7 @@ def test_nobody_brings_ciphertext_in(
 
 
 PARALLEL = (
-    "SET LOCAL force_parallel_mode = on; SET LOCAL parallel_setup_cost = 0;"
+    f"SET LOCAL {FORCE_PARALLEL} = on; SET LOCAL parallel_setup_cost = 0;"
     "SET LOCAL parallel_tuple_cost = 0; SET LOCAL min_parallel_table_scan_size = 0;"
     "SET LOCAL min_parallel_index_scan_size = 0;"
     "SET LOCAL parallel_leader_participation = off"

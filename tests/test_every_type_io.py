@@ -14,7 +14,7 @@ import pg8000.dbapi
 import psycopg
 import pytest
 
-from harness import Cluster, Database, fetch
+from harness import FORCE_PARALLEL, Cluster, Database, fetch
 from kinds import (
     KINDS,
     Kind,
@@ -260,7 +260,7 @@ def test_parallel_workers_read_what_their_leader_reads(
     fill(session, kind)
     values = [*(sample.value for sample in kind.samples), None]
     session.execute(
-        "SET force_parallel_mode = on; SET parallel_setup_cost = 0;"
+        f"SET {FORCE_PARALLEL} = on; SET parallel_setup_cost = 0;"
         "SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0"
     )
     for expression in (f"secret::{kind.plain}", "decrypt(secret)"):

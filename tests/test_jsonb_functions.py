@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Json, Jsonb
 
-from harness import Cluster, Database, fetch
+from harness import FORCE_PARALLEL, Cluster, Database, fetch
 from test_jsonb_regression import ACCEPTED
 from test_leakage import files_with
 
@@ -555,7 +555,7 @@ def test_parallel_workers_give_the_same_rows(twins: Twins) -> None:
     sealed = twins["sealed"]
     with sealed.transaction(force_rollback=True):
         sealed.execute(
-            "SET LOCAL force_parallel_mode = on; SET LOCAL parallel_setup_cost = 0;"
+            f"SET LOCAL {FORCE_PARALLEL} = on; SET LOCAL parallel_setup_cost = 0;"
             "SET LOCAL min_parallel_table_scan_size = 0"
         )
         for query in [query for query in queries if query in QUERIES]:

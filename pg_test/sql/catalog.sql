@@ -160,7 +160,10 @@ SELECT pg_describe_object(d.classid, d.objid, 0) AS without_comment
 FROM pg_depend AS d
      JOIN pg_extension AS x ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = x.oid
 WHERE x.extname = 'colcrypt' AND d.deptype = 'e'
-  AND obj_description(d.objid, d.classid::regclass::name) IS NULL;
+  AND obj_description(d.objid, d.classid::regclass::name) IS NULL
+  -- Since 17 the types of arrays and rows are in an extension, too.
+  AND NOT EXISTS (SELECT FROM pg_type AS t WHERE d.classid = 'pg_type'::regclass
+    AND t.oid = d.objid AND (t.typcategory = 'A' OR t.typrelid <> 0));
 SELECT c.oid::regclass AS relation, a.attname AS without_comment
 FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0
 WHERE c.relnamespace = 'colcrypt'::regnamespace AND c.relkind = 'r'

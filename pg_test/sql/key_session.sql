@@ -105,13 +105,16 @@ SET colcrypt.key = :'b';
 SET parallel_setup_cost = 0;
 SET parallel_tuple_cost = 0;
 SET min_parallel_table_scan_size = 0;
-SET force_parallel_mode = on;
+-- Its name since 16 is debug_parallel_query.
+SELECT name AS parallel FROM pg_settings
+WHERE name IN ('force_parallel_mode', 'debug_parallel_query') \gset
+SET :parallel = on;
 EXPLAIN (COSTS OFF) SELECT secret::text AS "under b" FROM mine WHERE id = 2;
 SELECT secret::text AS "under b" FROM mine WHERE id = 2;
 SELECT secret FROM mine WHERE id = 3;
 RESET colcrypt.key;
 SELECT secret FROM mine WHERE id = 2;
-RESET force_parallel_mode;
+RESET :parallel;
 
 -- Key rings in every form: lists with comments, hex, base64url, JSON.
 SELECT set_config('colcrypt.key', ring, false) FROM unnest(ARRAY[
@@ -186,7 +189,9 @@ SET colcrypt.key_file = '/tmp/x';
 SET colcrypt.key_env = 'X';
 SET ROLE colcrypt_test_user;
 SET colcrypt.key_file = '/tmp/x';
+\set VERBOSITY sqlstate
 SHOW colcrypt.key_file;
+\set VERBOSITY default
 SET colcrypt.key = :'b';
 SHOW colcrypt.key;
 SELECT under('x') AS b;

@@ -55,9 +55,12 @@ SELECT outcome($$SELECT rotate_column('kinds', 'secret')$$);
 ROLLBACK;
 
 -- No parallel worker runs it.
-SET force_parallel_mode = on;
+-- Its name since 16 is debug_parallel_query.
+SELECT name AS parallel FROM pg_settings
+WHERE name IN ('force_parallel_mode', 'debug_parallel_query') \gset
+SET :parallel = on;
 SELECT rotate_column('kinds', 'secret') AS "0";
-RESET force_parallel_mode;
+RESET :parallel;
 
 -- Only the owner, who may be a role that one is a member of, and superusers.
 CREATE ROLE colcrypt_test_owner;

@@ -120,8 +120,11 @@ DELETE FROM people WHERE email LIKE 'merged' RETURNING email;
 SET parallel_setup_cost = 0;
 SET parallel_tuple_cost = 0;
 SET min_parallel_table_scan_size = 0;
-SET force_parallel_mode = on;
+-- Its name since 16 is debug_parallel_query.
+SELECT name AS parallel FROM pg_settings
+WHERE name IN ('force_parallel_mode', 'debug_parallel_query') \gset
+SET :parallel = on;
 SELECT count(*) AS "2" FROM people WHERE email LIKE '%example%' OR email LIKE 'first%';
-RESET force_parallel_mode;
+RESET :parallel;
 
 DROP TABLE people CASCADE;

@@ -1,8 +1,10 @@
 //! Values of encrypted columns in what PostgreSQL itself says of a row that violates
 //! a constraint: `Key (email)=(…) already exists`, `Failing row contains (…)`. The
-//! client, who sent the row, is told; the log is not.
+//! client, who sent the row, is told; the log is not. Since 18 a subscription's worker
+//! also logs the rows of a conflict, one that is no error as well.
 
 use core::ffi::{CStr, c_char};
+use std::ffi::CString;
 
 use colcrypt_core::REDACTED;
 use pgrx::prelude::*;
@@ -18,7 +20,16 @@ use crate::relations;
 /// # Safety
 /// The strings of the message are NUL-terminated or null.
 pub(super) unsafe fn hide(data: &pg_sys::ErrorData) -> Option<String> {
-    if data.detail.is_null() || !is_violation(data.sqlerrcode) {
+    if data.detail.is_null() {
+        return None;
+    }
+    // SAFETY: by the caller's word.
+    unsafe {
+        if super::text(data.funcname) == Some(CONFLICT) {
+            return hide_conflict(data);
+        }
+    }
+    if !is_violation(data.sqlerrcode) {
         return None;
     }
     // SAFETY: by the caller's word; asks for the state of this backend.
@@ -49,6 +60,44 @@ pub(super) unsafe fn hide(data: &pg_sys::ErrorData) -> Option<String> {
         // In another language, perhaps.
         None => REDACTED.to_owned(),
     })
+}
+
+/// The function of PostgreSQL that logs conflicts (conflict.c).
+const CONFLICT: &[u8] = b"ReportApplyConflict";
+
+/// As [`hide`], for a conflict: of the detail the first line stays, which says what it is
+/// about. Rows follow it, in the words of a language.
+///
+/// # Safety
+/// As [`hide`].
+unsafe fn hide_conflict(data: &pg_sys::ErrorData) -> Option<String> {
+    // SAFETY: by the caller's word; asks for the state of this backend.
+    let (message, detail, looks_up) = unsafe {
+        let looks_up = pg_sys::IsTransactionState();
+        (shown(data.message), shown(data.detail), looks_up)
+    };
+    if looks_up && names_plain_table(&message) {
+        return None;
+    }
+    let told = detail.split_once('\n').map_or("", |(told, _)| told);
+    Some(format!("{told}\n{REDACTED}"))
+}
+
+/// Whether the table that a message names as `"schema.table"` has no encrypted column.
+fn names_plain_table(message: &str) -> bool {
+    let (Some(begin), Some(end)) = (message.find('"'), message.rfind('"')) else {
+        return false;
+    };
+    let name = message.get(begin + 1..end).unwrap_or_default();
+    // A name may have dots of its own.
+    let tables = name.match_indices('.').filter_map(|(dot, _)| {
+        let schema = CString::new(&name[..dot]).ok()?;
+        let table = CString::new(&name[dot + 1..]).ok()?;
+        // SAFETY: NUL-terminated; the caller has asked whether anything can be looked up.
+        unsafe { find_table(schema.as_ptr(), table.as_ptr()) }
+    });
+    let tables: Vec<_> = tables.collect();
+    !tables.is_empty() && !tables.into_iter().any(relations::has_encrypted_column)
 }
 
 const CHECK_OPTION: i32 = PgSqlErrorCode::ERRCODE_WITH_CHECK_OPTION_VIOLATION as i32;

@@ -228,8 +228,7 @@ fn is_generated(oid: pg_sys::Oid, attribute: i16) -> bool {
     // SAFETY: the relation is locked and has this attribute; closed again at once.
     unsafe {
         let relation = pg_sys::RelationIdGetRelation(oid);
-        let descriptor = (*relation).rd_att;
-        let attributes = (*descriptor).attrs.as_slice((*descriptor).natts as usize);
+        let attributes = compat::attributes((*relation).rd_att);
         let generated = attributes[attribute as usize - 1].attgenerated != 0;
         pg_sys::RelationClose(relation);
         generated

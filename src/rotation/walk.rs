@@ -260,7 +260,7 @@ impl Walk {
                     self.check_changes()?;
                 }
                 let mut lock_mode = self.lock_mode;
-                let mut update_indexes = false;
+                let mut update_indexes = compat::UpdateIndexes::default();
                 let updated = pg_guard_ffi_boundary(|| {
                     update(
                         self.relation,
@@ -468,7 +468,7 @@ impl Walk {
             let (old, new) = (&*self.scan.row, &*self.new);
             core::ptr::copy_nonoverlapping(old.tts_values, new.tts_values, count);
             core::ptr::copy_nonoverlapping(old.tts_isnull, new.tts_isnull, count);
-            for (column, attribute) in (*descriptor).attrs.as_slice(count).iter().enumerate() {
+            for (column, attribute) in compat::attributes(descriptor).iter().enumerate() {
                 if attribute.attisdropped {
                     *new.tts_isnull.add(column) = true;
                 }
@@ -496,22 +496,14 @@ impl Walk {
     /// Fires the triggers that come before; whether the row is to be updated.
     unsafe fn fire_before(
         &mut self,
-        mut row: pg_sys::ItemPointerData,
+        row: pg_sys::ItemPointerData,
         failure: &mut pg_sys::TM_FailureData,
     ) -> bool {
         // SAFETY: the row is locked, so that there is no need of an EPQState.
         unsafe {
             let triggers = (*self.result).ri_TrigDesc.as_ref();
             triggers.is_none_or(|triggers| !triggers.trig_update_before_row)
-                || pg_sys::ExecBRUpdateTriggers(
-                    self.executor,
-                    core::ptr::null_mut(),
-                    self.result,
-                    &raw mut row,
-                    core::ptr::null_mut(),
-                    self.new,
-                    failure,
-                )
+                || compat::fire_before_update(self.executor, self.result, row, self.new, failure)
         }
     }
 
@@ -522,8 +514,7 @@ impl Walk {
             let descriptor = (*self.relation).rd_att;
             let kind = pg_sys::IndexAttrBitmapKind::INDEX_ATTR_BITMAP_KEY;
             let keys = pg_sys::RelationGetIndexAttrBitmap(self.relation, kind);
-            let attributes = (*descriptor).attrs.as_slice((*descriptor).natts as usize);
-            for attribute in attributes {
+            for attribute in compat::attributes(descriptor) {
                 let number = attribute.attnum;
                 let member = i32::from(number) - pg_sys::FirstLowInvalidHeapAttributeNumber;
                 if number == self.table.attribute || !pg_sys::bms_is_member(member, keys) {
@@ -557,37 +548,18 @@ impl Walk {
 
     /// Enters the new row version in the indexes, unless it is a HOT update, and sees to
     /// the triggers that come after.
-    unsafe fn after_update(&mut self, mut old_row: pg_sys::ItemPointerData, update_indexes: bool) {
-        // SAFETY: `new` was just stored, so it has its place; arguments as in
-        // ExecUpdateEpilogue() of nodeModifyTable.c.
+    unsafe fn after_update(
+        &mut self,
+        old_row: pg_sys::ItemPointerData,
+        update_indexes: compat::UpdateIndexes,
+    ) {
+        // SAFETY: `new` was just stored, so it has its place.
         unsafe {
-            let recheck = if update_indexes {
-                pg_sys::ExecInsertIndexTuples(
-                    self.result,
-                    self.new,
-                    self.executor,
-                    true,
-                    false,
-                    core::ptr::null_mut(),
-                    core::ptr::null_mut(),
-                )
-            } else {
-                core::ptr::null_mut()
-            };
+            let recheck =
+                compat::insert_index_tuples(self.result, self.new, self.executor, update_indexes);
             // A deferred unique constraint looks at the new version later.
             if !recheck.is_null() || self.manner.fires == Fires::Users {
-                pg_sys::ExecARUpdateTriggers(
-                    self.executor,
-                    self.result,
-                    core::ptr::null_mut(),
-                    core::ptr::null_mut(),
-                    &raw mut old_row,
-                    core::ptr::null_mut(),
-                    self.new,
-                    recheck,
-                    core::ptr::null_mut(),
-                    false,
-                );
+                compat::queue_after_update(self.executor, self.result, old_row, self.new, recheck);
             }
             if let Some(expressions) = (*self.executor).es_per_tuple_exprcontext.as_ref() {
                 pg_sys::MemoryContextReset(expressions.ecxt_per_tuple_memory);

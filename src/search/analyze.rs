@@ -13,6 +13,7 @@ use colcrypt_core::Payload;
 use pgrx::prelude::*;
 
 use super::{Operand, Purpose};
+use crate::compat;
 use crate::types::EncryptedType;
 use crate::types::datum::{Call, Detoasted, stored_size};
 
@@ -60,7 +61,7 @@ unsafe extern "C-unwind" fn compute_stats<T: EncryptedType>(
         // SAFETY: as ANALYZE asks of such functions; values stay where they are
         // until all are looked at.
         unsafe {
-            pg_sys::vacuum_delay_point();
+            compat::analyze_delay_point();
             let mut is_null = false;
             let value = fetch(stats, row, &raw mut is_null);
             if is_null {

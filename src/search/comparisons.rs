@@ -101,7 +101,8 @@ impl Search {
             let refused = keys.iter().enumerate().any(|(number, attribute)| {
                 // Behind another column it orders only what is equal there; who may
                 // compare some values may use that.
-                let leads = number == 0 || !is_btree;
+                let leads =
+                    number == 0 || !is_btree || (compat::SKIPS_COLUMNS && number + 1 < keys.len());
                 (self.all || leads) && self.refuses_column(table, *attribute, relation, number)
             });
             pg_sys::index_close(relation, lock);

@@ -83,6 +83,8 @@ class Client(NamedTuple):
     array: str = "{}"
     column: str = "{}"
     array_column: str = "{}"
+    # Whether a statement stays prepared when it is run again and again.
+    prepares: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -217,8 +219,8 @@ def run_program(command: list[str], input: bytes, env: dict[str, str]) -> bytes:
     return done.stdout
 
 
-def node() -> list[str]:
-    return ["node", str(HERE / "node" / "client.js")]
+def node(*options: str) -> Callable[[], list[str]]:
+    return lambda: ["node", str(HERE / "node" / "client.js"), *options]
 
 
 def rust(name: str) -> Callable[[], list[str]]:
@@ -337,13 +339,16 @@ def tcp_door(db: Database) -> Iterator[int]:
 
 # What does not know the type gives its arrays as one string. asyncpg reads that string
 # by itself, and crashes at an empty element, of citext[] as well.
-CAST_ARRAYS = {"array_column": "{}::text[]"}
+CAST_ARRAYS: dict[str, Any] = {"array_column": "{}::text[]"}
 
 PSYCOPG = Client("psycopg", with_psycopg(binary=False), **CAST_ARRAYS)
 PSYCOPG_BINARY = Client("psycopg in binary", with_psycopg(binary=True))
 ASYNCPG = Client("asyncpg", with_asyncpg(codec=False), **CAST_ARRAYS)
 ASYNCPG_CODEC = Client("asyncpg with a codec", with_asyncpg(codec=True))
-NODE = Client("node-postgres", with_program(node), **CAST_ARRAYS)
+NODE = Client("node-postgres", with_program(node()), **CAST_ARRAYS, prepares=False)
+NODE_NAMED = Client(
+    "node-postgres with names", with_program(node("--named")), **CAST_ARRAYS
+)
 JDBC_CLIENT = Client("JDBC", with_jdbc)
 TOKIO_POSTGRES = Client(
     "tokio-postgres",
@@ -365,6 +370,7 @@ CLIENTS = (
     ASYNCPG,
     ASYNCPG_CODEC,
     NODE,
+    NODE_NAMED,
     JDBC_CLIENT,
     TOKIO_POSTGRES,
     TOKIO_POSTGRES_TYPE,

@@ -9,9 +9,14 @@ import pytest
 
 from clients import (
     ACCOUNTS,
+    ASYNCPG,
+    ASYNCPG_CODEC,
     CLIENTS,
+    JDBC_CLIENT,
     NODE,
+    NODE_NAMED,
     PSYCOPG,
+    PSYCOPG_BINARY,
     SQLX,
     TOKIO_POSTGRES,
     VALUES,
@@ -70,7 +75,7 @@ def test_a_bound_parameter_finds_its_row_by_the_index(
     with by_index(accounts, OFTEN):
         *results, [[plans]] = client.execute(accounts, *steps, Step(GENERIC_PLANS))
     assert results == [[[number, email(number)]] for number in range(1, OFTEN + 1)]
-    assert plans >= 1
+    assert (plans is not None and plans >= 1) == client.prepares
 
 
 @every_client
@@ -288,6 +293,38 @@ def test_functions_and_triggers_take_and_give_parameters(
     assert renamed == [[[f"renamed{n}"]] for n in range(1, OFTEN + 1)]
     assert note == [[f"was {email(1)}"]]
     assert history == [[email(1), "renamed1"]]
+
+
+# While clients are connected
+
+
+# What they have prepared gives a column of another type then, which PostgreSQL refuses.
+# These prepare anew by themselves, do not prepare, or cast the column.
+GO_ON = (ASYNCPG, ASYNCPG_CODEC, NODE, JDBC_CLIENT, TOKIO_POSTGRES, SQLX)
+FAIL = (PSYCOPG, PSYCOPG_BINARY, NODE_NAMED)
+
+
+@pytest.mark.parametrize("client", GO_ON + FAIL, ids=str)
+def test_a_column_is_encrypted_while_clients_are_connected(
+    db: Database, client: Client
+) -> None:
+    db.psql("""
+        CREATE TABLE accounts (id int, email text UNIQUE);
+        INSERT INTO accounts SELECT n, 'user' || n || '@example.com'
+            FROM generate_series(1, 100) AS n""")
+    lookups = [Step(LOOKUP, (email(n),)) for n in range(1, OFTEN)]
+    encrypt = Step("SELECT encrypt_column('accounts', 'email')::int")
+    *before, count, after, again = client.execute(
+        db, *lookups, encrypt, lookups[0], lookups[1]
+    )
+    assert before == [[[n, email(n)]] for n in range(1, OFTEN)]
+    assert count == [[100]]
+    if client in GO_ON:
+        assert [after, again] == before[:2]
+    else:
+        assert [type(after), type(again)] == [Failure, Failure]
+        assert after[0] == again[0] == "0A000"
+    assert client.query(db, LOOKUP, email(1)) == before[0]
 
 
 # Where a driver needs a word: that it does, and what it says without

@@ -1,8 +1,8 @@
 // Runs statements with node-postgres as it comes.
 //
 // Standard input holds a JSON array of {sql, parameters}; standard output gets, for
-// each, {rows} or {error, message}. Each distinct text is a named statement, which
-// stays prepared.
+// each, {rows} or {error, message}. With --named each distinct text is a named statement,
+// which stays prepared.
 "use strict";
 
 const fs = require("node:fs");
@@ -14,10 +14,13 @@ async function main() {
     const names = new Map();
     const results = [];
     for (const { sql, parameters } of JSON.parse(fs.readFileSync(0, "utf8"))) {
-        if (!names.has(sql)) {
-            names.set(sql, `statement ${names.size}`);
+        const query = { text: sql, values: parameters, rowMode: "array" };
+        if (process.argv.includes("--named")) {
+            if (!names.has(sql)) {
+                names.set(sql, `statement ${names.size}`);
+            }
+            query.name = names.get(sql);
         }
-        const query = { name: names.get(sql), text: sql, values: parameters, rowMode: "array" };
         try {
             results.push({ rows: (await client.query(query)).rows });
         } catch (error) {

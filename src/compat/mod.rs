@@ -1,8 +1,16 @@
 //! What differs between PostgreSQL majors, and PostgreSQL functions that pgrx
 //! has no binding for.
 
+mod majors;
+
 use pgrx::pg_sys;
 use pgrx::pg_sys::ffi::pg_guard_ffi_boundary;
+
+pub(crate) use majors::{
+    SKIPS_COLUMNS, UpdateIndexes, analyze_delay_point, attributes, compare_unsigned,
+    executor_run_hook, fire_before_update, guc_malloc, insert_index_tuples, local_transaction,
+    owns_relation, queue_after_update, reserve_setting_prefix, set_updated_column,
+};
 
 mod raw {
     use pgrx::pg_sys;
@@ -18,23 +26,14 @@ mod raw {
             command: pg_sys::CmdType::Type,
         );
 
-        // src/include/utils/sortsupport.h
-        pub(super) fn ssup_datum_unsigned_cmp(
-            left: pg_sys::Datum,
-            right: pg_sys::Datum,
-            support: pg_sys::SortSupport,
-        ) -> i32;
         // src/include/executor/executor.h
         pub(crate) fn standard_ExecutorRun(
             query: *mut pg_sys::QueryDesc,
             direction: pg_sys::ScanDirection::Type,
             count: u64,
-            execute_once: bool,
+            #[cfg(not(feature = "pg18"))] execute_once: bool,
         );
         pub(crate) fn standard_ExecutorFinish(query: *mut pg_sys::QueryDesc);
-        // src/include/utils/relfilenodemap.h
-        pub(super) fn RelidByRelfilenode(tablespace: pg_sys::Oid, file: pg_sys::Oid)
-        -> pg_sys::Oid;
         // src/include/tcop/utility.h
         pub(crate) fn standard_ProcessUtility(
             statement: *mut pg_sys::PlannedStmt,
@@ -66,18 +65,30 @@ mod raw {
         ) -> bool;
         // src/include/miscadmin.h
         pub(super) fn InSecurityRestrictedOperation() -> bool;
-        // src/include/nodes/nodeFuncs.h
+        // src/include/nodes/nodeFuncs.h; since 16 these are macros around others
+        #[cfg_attr(
+            not(any(feature = "pg14", feature = "pg15")),
+            link_name = "query_tree_walker_impl"
+        )]
         pub(super) fn query_tree_walker(
             query: *mut pg_sys::Query,
             walker: super::Walker<pg_sys::Node>,
             context: *mut core::ffi::c_void,
             flags: i32,
         ) -> bool;
+        #[cfg_attr(
+            not(any(feature = "pg14", feature = "pg15")),
+            link_name = "expression_tree_walker_impl"
+        )]
         pub(super) fn expression_tree_walker(
             node: *mut pg_sys::Node,
             walker: super::Walker<pg_sys::Node>,
             context: *mut core::ffi::c_void,
         ) -> bool;
+        #[cfg_attr(
+            not(any(feature = "pg14", feature = "pg15")),
+            link_name = "planstate_tree_walker_impl"
+        )]
         pub(super) fn planstate_tree_walker(
             state: *mut pg_sys::PlanState,
             walker: super::Walker<pg_sys::PlanState>,
@@ -155,19 +166,6 @@ pub(crate) unsafe fn compute_stored_generated(
     }
 }
 
-/// Allocates `size` bytes in the way in which the GUC machinery frees a check
-/// hook's `extra`.
-pub(crate) fn guc_malloc(size: usize) -> *mut core::ffi::c_void {
-    // SAFETY: malloc has no precondition. PostgreSQL up to 15 frees extra with free().
-    unsafe { libc::malloc(size) }
-}
-
-/// Whether the current user owns a relation, as superusers do.
-pub(crate) fn owns_relation(oid: pg_sys::Oid) -> bool {
-    // SAFETY: the relation exists and is locked.
-    unsafe { pg_sys::pg_class_ownercheck(oid, pg_sys::GetUserId()) }
-}
-
 /// The name of a type, without its schema.
 pub(crate) fn type_name(oid: pg_sys::Oid) -> Option<String> {
     // SAFETY: a syscache look-up; the tuple stays until it is released.
@@ -183,13 +181,6 @@ pub(crate) fn type_name(oid: pg_sys::Oid) -> Option<String> {
         pg_sys::ReleaseSysCache(tuple);
         Some(name)
     }
-}
-
-/// PostgreSQL's comparison of abbreviated keys as unsigned numbers. By this
-/// address PostgreSQL knows that it may use its specialized sort (tuplesort.c).
-pub(crate) fn compare_unsigned()
--> unsafe extern "C-unwind" fn(pg_sys::Datum, pg_sys::Datum, pg_sys::SortSupport) -> i32 {
-    raw::ssup_datum_unsigned_cmp
 }
 
 /// What PostgreSQL itself plans and runs statements with, for hooks to pass on to. An
@@ -282,7 +273,7 @@ pub(crate) fn size_and_file(oid: pg_sys::Oid) -> (u32, pg_sys::Oid) {
         let relation = pg_sys::relation_open(oid, lock);
         let main = pg_sys::ForkNumber::MAIN_FORKNUM;
         let blocks = pg_sys::RelationGetNumberOfBlocksInFork(relation, main);
-        let file = (*relation).rd_node.relNode;
+        let file = majors::file_of(relation);
         pg_sys::relation_close(relation, lock);
         (blocks, file)
     }
@@ -320,8 +311,8 @@ pub(crate) fn databases() -> Vec<pg_sys::Oid> {
 pub(crate) fn handle_worker_signals() {
     // SAFETY: PostgreSQL's own handlers.
     unsafe {
-        pg_sys::pqsignal(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
-        pg_sys::pqsignal(libc::SIGTERM, Some(raw::die));
+        majors::pqsignal(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
+        majors::pqsignal(libc::SIGTERM, Some(raw::die));
         pg_sys::BackgroundWorkerUnblockSignals();
     }
 }
@@ -350,31 +341,6 @@ pub(crate) fn sleep(time: Option<core::time::Duration>) {
     }
 }
 
-/// Gives an executor a range table of one relation, of which one column is updated.
-///
-/// # Safety
-/// Both live; the relation has the column.
-pub(crate) unsafe fn set_updated_column(
-    executor: *mut pg_sys::EState,
-    relation: pg_sys::Relation,
-    attribute: i16,
-) {
-    // SAFETY: by the caller's word; as create_edata_for_relation() of worker.c.
-    unsafe {
-        let size = size_of::<pg_sys::RangeTblEntry>();
-        let entry: *mut pg_sys::RangeTblEntry = pg_sys::palloc0(size).cast();
-        (*entry).type_ = pg_sys::NodeTag::T_RangeTblEntry;
-        (*entry).rtekind = pg_sys::RTEKind::RTE_RELATION;
-        (*entry).relid = (*relation).rd_id;
-        (*entry).relkind = (*(*relation).rd_rel).relkind;
-        (*entry).rellockmode = pg_sys::AccessShareLock as i32;
-        let member = i32::from(attribute) - pg_sys::FirstLowInvalidHeapAttributeNumber;
-        (*entry).updatedCols = pg_sys::bms_make_singleton(member);
-        let entries = pg_sys::lappend(core::ptr::null_mut(), entry.cast());
-        pg_sys::ExecInitRangeTable(executor, entries);
-    }
-}
-
 /// Flag of a scan key: the column is descending (src/include/access/nbtree.h).
 pub(crate) const SK_BT_DESC: i32 = (pg_sys::INDOPTION_DESC as i32) << 24;
 
@@ -389,16 +355,7 @@ pub(crate) fn relation_of_page(pointer: *const u8) -> Option<pg_sys::Oid> {
         if number >= usize::try_from(pg_sys::NBuffers).ok()? {
             return None;
         }
-        let mut file = pg_sys::RelFileNode::default();
-        let (mut fork, mut block) = (0, 0);
-        pg_sys::BufferGetTag(
-            number as i32 + 1,
-            &raw mut file,
-            &raw mut fork,
-            &raw mut block,
-        );
-        let relation =
-            pg_guard_ffi_boundary(|| raw::RelidByRelfilenode(file.spcNode, file.relNode));
+        let relation = majors::relation_of_buffer(number as i32 + 1);
         (relation != pg_sys::InvalidOid).then_some(relation)
     }
 }
@@ -563,12 +520,9 @@ pub(crate) fn may_execute(
     let mut wanted = functions
         .iter()
         .filter(|function| function.returned == returned && function.argument == argument);
-    wanted.next().is_some_and(|function| {
-        let mode = pg_sys::AclMode::from(pg_sys::ACL_EXECUTE);
-        // SAFETY: a catalog look-up.
-        let checked = unsafe { pg_sys::pg_proc_aclcheck(function.oid, pg_sys::GetUserId(), mode) };
-        checked == pg_sys::AclResult::ACLCHECK_OK
-    })
+    wanted
+        .next()
+        .is_some_and(|function| majors::may_execute_function(function.oid))
 }
 
 /// How many rows a relation and what belongs to it are believed to have.
