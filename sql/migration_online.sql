@@ -46,6 +46,17 @@ $$;
 COMMENT ON FUNCTION colcrypt.shadow_of(regclass, name) IS
     'for encrypt_column_online(): the encrypted column beside a plaintext one, if there is one';
 
+CREATE FUNCTION colcrypt.column_options(relation oid, number smallint) RETURNS SETOF text
+    LANGUAGE sql STABLE STRICT PARALLEL SAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT o FROM pg_attribute AS a, unnest(a.attoptions) AS o
+    WHERE a.attrelid = relation AND a.attnum = number
+      -- PostgreSQL's own.
+      AND o NOT LIKE 'pg\_%'
+$$;
+COMMENT ON FUNCTION colcrypt.column_options(oid, smallint) IS 'what ALTER COLUMN SET (...) has set';
+
 -- What only a column that stays where it is could keep.
 CREATE FUNCTION colcrypt.online_obstacles(relation regclass, column_name name)
     RETURNS TABLE (object text, why text)
@@ -99,6 +110,24 @@ AS $$
     WHERE NOT g.tgisinternal AND g.tgtype & 3 = 3 AND g.tgtype & 20 <> 0
       AND g.tgname > '~colcrypt'::name COLLATE "C"
       AND g.tgfoid <> 'colcrypt.keep_in_step()'::regprocedure
+    UNION
+    SELECT pg_describe_object('pg_class'::regclass, a.attrelid, a.attnum), 'the table that it is a part of has it otherwise: ' || own.what
+    FROM col AS c
+         JOIN pg_attribute AS a ON a.attrelid = c.attrelid AND a.attnum = c.attnum
+         JOIN pg_attribute AS r ON r.attrelid = relation AND r.attname = a.attname
+         CROSS JOIN LATERAL (VALUES
+             ('NOT NULL', a.attnotnull <> r.attnotnull),
+             ('default', (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef AS d
+                          WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum)
+                         IS DISTINCT FROM
+                         (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef AS d
+                          WHERE d.adrelid = r.attrelid AND d.adnum = r.attnum)),
+             ('statistics target', a.attstattarget IS DISTINCT FROM r.attstattarget),
+             ('options', EXISTS (SELECT FROM colcrypt.column_options(a.attrelid, a.attnum))),
+             ('comment', col_description(a.attrelid, a.attnum) IS NOT NULL),
+             ('privileges', a.attacl IS NOT NULL)
+         ) AS own(what, differs)
+    WHERE c.attrelid <> relation AND own.differs
     UNION
     SELECT pg_describe_object('pg_class'::regclass, i.indexrelid, 0), 'it is an index of a partition only'
     FROM col AS c
@@ -198,6 +227,12 @@ BEGIN
     END IF;
     PERFORM set_config('lock_timeout', ceil(date_part('epoch', lock_timeout) * 1000)::text, true);
     type := colcrypt.begin_migration(relation, column_name);
+    IF type IN (SELECT t.type FROM colcrypt.encrypted_type AS t)
+       AND EXISTS (SELECT FROM pg_constraint AS k WHERE k.conrelid = relation AND colcrypt.is_to_be_validated(k.oid))
+    THEN
+        -- A call has ended just before that.
+        RETURN NULL;
+    END IF;
     shadow := colcrypt.shadow_of(relation, column_name);
     IF shadow IS NULL THEN
         form := colcrypt.encrypted_form(relation, column_name, type, key);
@@ -235,7 +270,17 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION colcrypt.prepare_encryption(regclass, name, name, integer, interval, interval) IS
-    'for encrypt_column_online(): adds the encrypted column and the trigger that keeps it in step; gives the number of the job';
+    'for encrypt_column_online(): adds the encrypted column and the trigger that keeps it in step; gives the number of the job, NULL if all is done but the validation of constraints';
+
+CREATE FUNCTION colcrypt.is_to_be_validated(constraint_ oid) RETURNS boolean
+    LANGUAGE sql STABLE STRICT PARALLEL UNSAFE
+    SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(split_part(obj_description(constraint_, 'pg_constraint'), E'\n', 1)
+                    = 'to be validated by encrypt_column_online()', false)
+$$;
+COMMENT ON FUNCTION colcrypt.is_to_be_validated(oid) IS
+    'for encrypt_column_online(): whether a constraint is one that it has made without looking at the rows';
 
 CREATE FUNCTION colcrypt.validate_encryption(relation regclass, column_name name) RETURNS void
     LANGUAGE plpgsql VOLATILE STRICT PARALLEL UNSAFE
@@ -244,17 +289,19 @@ AS $$
 DECLARE
     -- Of the trigger, and of the constraint that stands for NOT NULL.
     marked CONSTANT name := '~' || colcrypt.shadow_of(relation, column_name);
-    unproven name;
+    unproven record;
 BEGIN
     FOR unproven IN
-        SELECT k.conname FROM pg_constraint AS k JOIN pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)
+        SELECT k.conname, CASE WHEN colcrypt.is_to_be_validated(k.oid) THEN obj_description(k.oid, 'pg_constraint') END AS comment
+        FROM pg_constraint AS k JOIN pg_attribute AS a ON a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)
         WHERE k.conrelid = relation AND k.contype = 'c' AND NOT k.convalidated
           AND (a.attname = column_name OR a.attname = colcrypt.shadow_of(relation, column_name))
-          AND (k.conname = marked
-               OR obj_description(k.oid, 'pg_constraint') = 'to be validated by encrypt_column_online()')
+          AND (k.conname = marked OR colcrypt.is_to_be_validated(k.oid))
     LOOP
-        EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', relation, unproven);
-        EXECUTE format('COMMENT ON CONSTRAINT %I ON %s IS NULL', unproven, relation);
+        EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', relation, unproven.conname);
+        -- Its own comment comes behind the mark.
+        EXECUTE format('COMMENT ON CONSTRAINT %I ON %s IS %L', unproven.conname, relation,
+                       nullif(substr(unproven.comment, length(split_part(unproven.comment, E'\n', 1)) + 2), ''));
     END LOOP;
 END
 $$;
@@ -278,6 +325,7 @@ DECLARE
     missing text[] := '{}';
     checks text[] := '{}';
     default_ text;
+    options text;
     not_null name;
     description text;
     is_partitioned boolean := (SELECT c.relkind = 'p' FROM pg_class AS c WHERE c.oid = relation);
@@ -319,7 +367,8 @@ BEGIN
                 CASE WHEN is_partitioned THEN replace(wanted.rest, ' ON ONLY ', ' ON ') ELSE wanted.rest END);
             CONTINUE;
         END IF;
-        SELECT k.conname, k.contype, k.condeferrable, k.condeferred INTO constraint_
+        SELECT k.conname, k.contype, k.condeferrable, k.condeferred, obj_description(k.oid, 'pg_constraint') AS comment
+        INTO constraint_
         FROM pg_constraint AS k WHERE k.conindid = wanted.index AND k.conrelid = relation AND k.contype IN ('p', 'u');
         IF FOUND THEN
             statements := statements || format('ALTER TABLE %s DROP CONSTRAINT %I', relation, constraint_.conname)
@@ -327,7 +376,8 @@ BEGIN
                           CASE constraint_.contype WHEN 'p' THEN 'PRIMARY KEY' ELSE 'UNIQUE' END,
                           (SELECT c.relname FROM pg_class AS c WHERE c.oid = wanted.twin),
                           CASE WHEN constraint_.condeferred THEN ' DEFERRABLE INITIALLY DEFERRED'
-                               WHEN constraint_.condeferrable THEN ' DEFERRABLE' END);
+                               WHEN constraint_.condeferrable THEN ' DEFERRABLE' END)
+                || format('COMMENT ON CONSTRAINT %I ON %s IS %L', constraint_.conname, relation, constraint_.comment);
         ELSE
             statements := statements || format('DROP INDEX %s', wanted.index::regclass)
                 || format('ALTER INDEX %s RENAME TO %I', wanted.twin::regclass, wanted.name);
@@ -363,9 +413,11 @@ BEGIN
     SELECT pg_get_expr(d.adbin, d.adrelid) INTO default_ FROM pg_attrdef AS d
     WHERE d.adrelid = relation AND d.adnum = plain.attnum;
     description := col_description(relation, plain.attnum);
+    SELECT string_agg(o, ', ') INTO options FROM colcrypt.column_options(relation, plain.attnum) AS o;
     -- A constraint goes with the plaintext column, and comes again in the same words.
     FOR constraint_ IN
-        SELECT k.conname, pg_get_constraintdef(k.oid) AS definition, k.convalidated
+        SELECT k.conname, pg_get_constraintdef(k.oid) AS definition, k.convalidated,
+               obj_description(k.oid, 'pg_constraint') AS comment
         FROM pg_constraint AS k
         WHERE k.conrelid = relation AND k.contype = 'c' AND plain.attnum = ANY (k.conkey)
     LOOP
@@ -374,10 +426,11 @@ BEGIN
             checks := checks
                 || format('ALTER TABLE %s ADD CONSTRAINT %I %s NOT VALID', relation, constraint_.conname, constraint_.definition)
                 || format('COMMENT ON CONSTRAINT %I ON %s IS %L', constraint_.conname, relation,
-                          'to be validated by encrypt_column_online()');
+                          concat_ws(E'\n', 'to be validated by encrypt_column_online()', constraint_.comment));
         ELSE
             checks := checks
-                || format('ALTER TABLE %s ADD CONSTRAINT %I %s', relation, constraint_.conname, constraint_.definition);
+                || format('ALTER TABLE %s ADD CONSTRAINT %I %s', relation, constraint_.conname, constraint_.definition)
+                || format('COMMENT ON CONSTRAINT %I ON %s IS %L', constraint_.conname, relation, constraint_.comment);
         END IF;
     END LOOP;
     statements := statements
@@ -400,6 +453,9 @@ BEGIN
     END IF;
     IF description IS NOT NULL THEN
         EXECUTE format('COMMENT ON COLUMN %s.%I IS %L', relation, column_name, description);
+    END IF;
+    IF options IS NOT NULL THEN
+        EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET (%s)', relation, column_name, options);
     END IF;
     IF plain.attstattarget >= 0 THEN
         EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', relation, column_name, plain.attstattarget);
@@ -456,7 +512,7 @@ BEGIN
         COMMIT;
         CALL colcrypt.wait_for_next_batch(1);
     END LOOP;
-    LOOP
+    WHILE job IS NOT NULL LOOP
         LOOP
             COMMIT;
             wait := colcrypt.rotation_step(job);

@@ -3,7 +3,7 @@ the driver is in by itself, with what docs/clients.md says that some need."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
@@ -25,7 +25,7 @@ from clients import (
     Step,
     by_index,
 )
-from harness import Database, fetch
+from harness import Cluster, Database, fetch
 
 # Some drivers prepare a statement at its fifth execution, and the server makes a generic
 # plan at the sixth of a prepared one.
@@ -44,6 +44,16 @@ def email(number: int) -> str:
 def accounts(db: Database) -> Database:
     db.psql(ACCOUNTS)
     return db
+
+
+@pytest.fixture(scope="module")
+def unchanged(server: Cluster) -> Iterator[Database]:
+    """The same, for all the tests that change nothing."""
+    server.psql("CREATE DATABASE unchanged TEMPLATE with_colcrypt")
+    db = Database(server, "unchanged")
+    db.psql(ACCOUNTS)
+    yield db
+    server.psql("DROP DATABASE unchanged WITH (FORCE)")
 
 
 @every_client
@@ -68,33 +78,33 @@ def test_values_come_back_as_they_went_in(db: Database, client: Client) -> None:
     "condition", ["email = {1}", "{1} = email", "email IN ({1}, {1})"]
 )
 def test_a_bound_parameter_finds_its_row_by_the_index(
-    accounts: Database, client: Client, condition: str
+    unchanged: Database, client: Client, condition: str
 ) -> None:
     sql = f"SELECT id, {{email}} FROM accounts WHERE {condition}"
     steps = [Step(sql, (email(number),)) for number in range(1, OFTEN + 1)]
-    with by_index(accounts, OFTEN):
-        *results, [[plans]] = client.execute(accounts, *steps, Step(GENERIC_PLANS))
+    with by_index(unchanged, OFTEN):
+        *results, [[plans]] = client.execute(unchanged, *steps, Step(GENERIC_PLANS))
     assert results == [[[number, email(number)]] for number in range(1, OFTEN + 1)]
     assert (plans is not None and plans >= 1) == client.prepares
 
 
 @every_client
 def test_a_bound_array_finds_its_rows_by_the_index(
-    accounts: Database, client: Client
+    unchanged: Database, client: Client
 ) -> None:
     sql = "SELECT id FROM accounts WHERE email = ANY ({1[]}) ORDER BY id"
     steps = [
         Step(sql, ([email(n), "nobody", email(n + 1)],)) for n in range(1, OFTEN + 1)
     ]
-    with by_index(accounts, len(steps)):
-        results = client.execute(accounts, *steps)
+    with by_index(unchanged, len(steps)):
+        results = client.execute(unchanged, *steps)
     assert results == [[[n], [n + 1]] for n in range(1, OFTEN + 1)]
 
 
 @every_client
-def test_an_empty_array_finds_nothing(accounts: Database, client: Client) -> None:
+def test_an_empty_array_finds_nothing(unchanged: Database, client: Client) -> None:
     sql = "SELECT id FROM accounts WHERE email = ANY ({1[]})"
-    assert client.query(accounts, sql, []) == []
+    assert client.query(unchanged, sql, []) == []
 
 
 @every_client
@@ -133,8 +143,8 @@ def test_a_row_is_returned_as_it_was_written(
 
 
 @every_client
-def test_nothing_is_equal_to_null(accounts: Database, client: Client) -> None:
-    assert client.query(accounts, LOOKUP, None) == []
+def test_nothing_is_equal_to_null(unchanged: Database, client: Client) -> None:
+    assert client.query(unchanged, LOOKUP, None) == []
 
 
 @every_client
@@ -148,10 +158,10 @@ def test_nothing_is_equal_to_null(accounts: Database, client: Client) -> None:
     ids=["duplicate", "too large for the index", "order"],
 )
 def test_an_error_has_its_sqlstate_and_the_connection_goes_on(
-    accounts: Database, client: Client, sql: str, value: str, code: str
+    unchanged: Database, client: Client, sql: str, value: str, code: str
 ) -> None:
     failure, found = client.execute(
-        accounts, Step(sql, (value,)), Step(LOOKUP, (email(1),))
+        unchanged, Step(sql, (value,)), Step(LOOKUP, (email(1),))
     )
     assert isinstance(failure, Failure)
     assert failure.code == code
@@ -161,10 +171,10 @@ def test_an_error_has_its_sqlstate_and_the_connection_goes_on(
 
 @every_client
 def test_ciphertext_is_not_taken_for_plaintext(
-    accounts: Database, client: Client
+    unchanged: Database, client: Client
 ) -> None:
     insert = Step("INSERT INTO accounts (email) VALUES ({1})", ("colcrypt:v1:AAAA",))
-    [failure] = client.execute(accounts, insert)
+    [failure] = client.execute(unchanged, insert)
     assert isinstance(failure, Failure)
     # By the text or by the binary form of the type.
     assert failure.code in ("22P02", "22P03")
@@ -199,11 +209,11 @@ def test_a_domain_over_the_type_is_a_domain_over_text(
 
 @every_client
 def test_an_array_of_the_type_is_read_as_an_array(
-    accounts: Database, client: Client
+    unchanged: Database, client: Client
 ) -> None:
     emails = client.array_column.format("array_agg(email ORDER BY id)")
     sql = f"SELECT {emails} FROM accounts WHERE id < 4"
-    assert client.query(accounts, sql) == [[[email(1), email(2), email(3)]]]
+    assert client.query(unchanged, sql) == [[[email(1), email(2), email(3)]]]
 
 
 @every_client
@@ -221,12 +231,12 @@ def test_an_array_column_takes_and_gives_arrays(db: Database, client: Client) ->
 
 @every_client
 def test_composite_values_and_json_hold_the_plaintext(
-    accounts: Database, client: Client
+    unchanged: Database, client: Client
 ) -> None:
     sql = """
         SELECT row_to_json(a)::text, (to_jsonb(a) ->> 'email'), (a).email::text, a::text
         FROM accounts AS a WHERE email = {1}"""
-    [row] = client.query(accounts, sql, email(1))
+    [row] = client.query(unchanged, sql, email(1))
     assert row == [
         f'{{"id":1,"email":"{email(1)}","note":null}}',
         email(1),
@@ -334,18 +344,18 @@ def test_a_column_is_encrypted_while_clients_are_connected(
     "client", [TOKIO_POSTGRES, SQLX], ids=["tokio-postgres", "sqlx"]
 )
 def test_a_driver_that_checks_types_reads_no_string_without_a_cast(
-    accounts: Database, client: Client
+    unchanged: Database, client: Client
 ) -> None:
     [failure] = client._replace(column="{}").execute(
-        accounts, Step("SELECT {email} FROM accounts WHERE id = $1", (1,))
+        unchanged, Step("SELECT {email} FROM accounts WHERE id = $1", (1,))
     )
     assert isinstance(failure, Failure) and failure.code == "client"
     assert "encrypted_text" in failure.message
 
 
-def test_tokio_postgres_binds_no_string_without_a_cast(accounts: Database) -> None:
+def test_tokio_postgres_binds_no_string_without_a_cast(unchanged: Database) -> None:
     client = TOKIO_POSTGRES._replace(parameter="{}")
-    [failure] = client.execute(accounts, Step(LOOKUP, (email(1),)))
+    [failure] = client.execute(unchanged, Step(LOOKUP, (email(1),)))
     assert isinstance(failure, Failure) and failure.code == "client"
     assert "error serializing parameter 0" in failure.message
 

@@ -28,7 +28,6 @@ from harness import (
 )
 
 BOUNCER_PORT = 6432
-Connect = Callable[..., psycopg.Connection]
 
 
 class Bouncer:
