@@ -25,7 +25,7 @@ from psycopg.errors import (
 )
 from psycopg.types.string import TextLoader
 
-from harness import Cluster, Database, fetch, new_key
+from harness import MAJOR, Cluster, Database, fetch, new_key
 from kinds import BYTEA, JSONB, KINDS, TEXT, Kind, every_kind
 from test_search_results import (
     HASH,
@@ -279,7 +279,8 @@ for columns, join in JOINS:
 QUERIES += [
     Query(
         "SELECT id FROM u WHERE EXISTS (SELECT FROM t WHERE b = v AND t.id < u.id)",
-        ("Hash Semi Join",),
+        # Since 18 perhaps "Hash Right Semi Join".
+        ("Hash ", "Semi Join"),
         HASH,
     ),
     Query("SELECT id FROM u WHERE v IN (SELECT b FROM t)", ("Merge",), MERGE),
@@ -680,6 +681,11 @@ def test_a_foreign_key_refers_to_a_plain_column(
         f"CREATE TABLE parent (v {kind.plain} PRIMARY KEY);"
         f"CREATE TABLE child (n serial, v @type@ REFERENCES parent {action})"
     )
+    if kind.plain == "text" and MAJOR >= 18:
+        # Both columns must have a collation, or none.
+        with pytest.raises(psycopg.errors.InternalError_, match="both collatable"):
+            run_family(writer, seals, kind, setup)
+        return
     run_family(writer, seals, kind, setup)
 
 

@@ -8,7 +8,7 @@ import pytest
 from psycopg import sql
 from psycopg.errors import CheckViolation, InsufficientPrivilege, UniqueViolation
 
-from harness import Cluster, Database, fetch, key_id, new_key
+from harness import MAJOR, Cluster, Database, fetch, key_id, new_key
 from kinds import CANARY_FORMS, KINDS, Kind, every_kind
 from test_audit import logged
 from test_every_type_keys import (
@@ -261,6 +261,9 @@ def test_work_is_logged_by_relation_without_a_value(
     session: psycopg.Connection, host: Cluster, kind: Kind
 ) -> None:
     session.execute("SET colcrypt.audit_log = 'access'")
+    if MAJOR >= 16:
+        # It compares once more after the sort.
+        session.execute("SET enable_presorted_aggregate = off")
     size = sum(len(sample.sealed) for sample in kind.samples)
     count = len(kind.samples)
     for work, operation in {

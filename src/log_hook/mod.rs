@@ -129,6 +129,11 @@ unsafe fn hide_keys(data: &mut pg_sys::ErrorData) {
                 data.detail_log = copy(data, REDACTED);
             }
         }
+        if text(data.funcname) == Some(TREE)
+            && (sets || redact(&statement).is_some() || tree_has_key(&shown(data.detail)))
+        {
+            data.detail_log = copy(data, REDACTED);
+        }
         if data.detail_log.is_null()
             && let Some(detail) = redact(&shown(data.detail))
         {
@@ -145,6 +150,17 @@ unsafe fn hide_keys(data: &mut pg_sys::ErrorData) {
             }
         }
     }
+}
+
+/// The function of PostgreSQL that logs a statement's tree as a detail (print.c).
+const TREE: &[u8] = b"elog_node_display";
+
+/// Whether a tree may tell of a key. Since 16 those of all statements can be printed, with
+/// the texts in them: special characters behind a backslash, and lines broken anywhere.
+fn tree_has_key(tree: &str) -> bool {
+    let lines = tree.lines().map(str::trim_start);
+    let text = lines.collect::<String>().replace('\\', "");
+    text.contains("colcrypt.key") || redact(&text).is_some()
 }
 
 /// Whether a message of a level is above a threshold for the log
