@@ -1027,7 +1027,7 @@ def test_the_session_goes_on_as_it_was(
             role,
             *OWN,
             "CREATE FUNCTION fails(encrypted_text) RETURNS text LANGUAGE plpgsql"
-            " IMMUTABLE AS 'BEGIN RETURN decrypt($1); END'",
+            " IMMUTABLE AS 'BEGIN RETURN public.decrypt($1); END'",
         )
     with pytest.raises(InsufficientPrivilege):
         session.execute("CREATE INDEX ON own (fails(secret))")
