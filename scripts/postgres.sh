@@ -80,7 +80,8 @@ fetch() {
     (
         cd "$folder"
         private_apt -qq update
-        private_apt -qq source --download-only "postgresql-$major" >/dev/null
+        private_apt -qq source --download-only "postgresql-$major" >/dev/null \
+            || die "no source of PostgreSQL $major in $SUITES"
         # apt has checked what it downloaded.
         dpkg-source --no-check -x postgresql-"$major"_*.dsc source >/dev/null
     )

@@ -266,3 +266,18 @@ def test_the_log_of_a_conflict_on_a_subscriber_shows_no_value(
     assert "conflict=update_missing" in log and "conflict=insert_exists" in log
     assert "shown" in log
     assert "canary" not in log
+
+
+def test_the_log_of_a_restricted_delete_shows_no_value(make_cluster: MakeCluster) -> None:
+    conf = {"shared_preload_libraries": "colcrypt"}
+    cluster = make_cluster(ring=new_key(), conf=conf)
+    # The column that is named is of the one table, the table that is named the other.
+    cluster.psql(
+        "CREATE TABLE t (id encrypted_text PRIMARY KEY);"
+        "CREATE TABLE u (id int, ref encrypted_text REFERENCES t ON DELETE RESTRICT);"
+        "INSERT INTO t VALUES ('canary'); INSERT INTO u VALUES (1, 'canary')"
+    )
+    assert "is referenced" in cluster.psql_error("DELETE FROM t")
+    assert "is referenced" in cluster.log() or "********" in cluster.log()
+    details = [line for line in cluster.log().splitlines() if "DETAIL" in line]
+    assert details and "canary" not in "".join(details)

@@ -42,7 +42,7 @@ pub(super) unsafe fn hide(data: &pg_sys::ErrorData) -> Option<String> {
     match (table, &parsed) {
         (Some(table), _) if !relations::has_encrypted_column(table) => return None,
         // What is said of a foreign key may be about the columns of either table.
-        (Some(table), Some((_, Some(columns)))) if data.sqlerrcode != FOREIGN_KEY => {
+        (Some(table), Some((_, Some(columns)))) if !FOREIGN_KEY.contains(&data.sqlerrcode) => {
             let may_be_encrypted = |column: &&str| relations::may_be_encrypted(table, column);
             if !columns.iter().any(may_be_encrypted) {
                 return None;
@@ -101,7 +101,11 @@ fn names_plain_table(message: &str) -> bool {
 }
 
 const CHECK_OPTION: i32 = PgSqlErrorCode::ERRCODE_WITH_CHECK_OPTION_VIOLATION as i32;
-const FOREIGN_KEY: i32 = PgSqlErrorCode::ERRCODE_FOREIGN_KEY_VIOLATION as i32;
+/// The second is since 18 that of `ON DELETE RESTRICT` and `ON UPDATE RESTRICT`.
+const FOREIGN_KEY: [i32; 2] = [
+    PgSqlErrorCode::ERRCODE_FOREIGN_KEY_VIOLATION as i32,
+    PgSqlErrorCode::ERRCODE_RESTRICT_VIOLATION as i32,
+];
 
 /// Whether an error is of a row that violates something: class 23, or a view's CHECK
 /// OPTION (as elog.h tells classes).
