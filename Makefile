@@ -4,7 +4,8 @@
 #   PG=17                          which PostgreSQL: 15 is Debian's, the default; others
 #                                  are built into target/postgres by `make setup`
 #   PG_CONFIG=/path/to/pg_config   or one of your own
-#   PORTABLE=1                     build for any x86-64 instead of x86-64-v3 with AES-NI
+#   PORTABLE=1                     build for any x86-64 instead of x86-64-v3 with AES-NI,
+#                                  as packages always are
 #   DESTDIR=/some/folder           install below this folder, for packagers
 
 SHELL := /bin/bash
@@ -44,7 +45,7 @@ PYTHON = target/venv/bin/python
 AS_ROOT = $(if $(DESTDIR),,$(if $(filter 0,$(shell id -u)),,sudo))
 
 .PHONY: all install installcheck uninstall setup demo test test-all lint test-core \
-	test-server test-client bench package package-check clean help
+	test-server test-client bench package package-check freeze clean help
 
 all: ## build the extension
 	@cargo pgrx --version >/dev/null 2>&1 \
@@ -117,6 +118,9 @@ endif
 
 package-check: package ## install the .deb in a clean Debian, and try it there
 	scripts/package-check.sh
+
+freeze: all ## keep this version's install script in sql/install, for a release
+	scripts/freeze.sh "$(PACKAGE)$(EXTENSIONDIR)/colcrypt--$(VERSION).sql"
 
 clean: ## remove everything that was built
 	rm -rf target
