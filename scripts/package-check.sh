@@ -35,9 +35,9 @@ main() {
 }
 
 newest_package() {
-    local version
+    local version package
     version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
-    local package=target/package/${NAME}_$version-1_$(dpkg --print-architecture).deb
+    package=target/package/${NAME}_$version-1_$(dpkg --print-architecture).deb
     [ -f "$package" ] || die "no $package: run 'make package' first"
     realpath "$package"
 }
@@ -108,6 +108,7 @@ install_it() {
     apt_inside install "/tmp/$NAME.deb"
     rm "$ROOT/tmp/$NAME.deb"
     in_root dpkg -L "$NAME" >"$CHECK/files"
+    # shellcheck disable=SC2016
     [ "$(in_root dpkg-query -W -f '${db:Status-Status}' "$NAME")" = installed ]
     in_root dpkg --verify "$NAME"
 }

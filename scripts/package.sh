@@ -151,7 +151,8 @@ EOF
 }
 
 make_tar() {
-    local tar=$OUTPUT/$NAME-$VERSION-pg$MAJOR-$(uname -m).tar.gz
+    local tar
+    tar=$OUTPUT/$NAME-$VERSION-pg$MAJOR-$(uname -m).tar.gz
     tar -C "$TREE" --sort=name --owner=root:0 --group=root:0 --mode=u=rwX,go=rX \
         --mtime="@$SOURCE_DATE_EPOCH" -cf - . | gzip -9n >"$tar"
     say "$tar"

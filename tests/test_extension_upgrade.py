@@ -19,7 +19,14 @@ from pathlib import Path
 
 import pytest
 
-from harness import Cluster, PsqlError, give_to_server, make_template, new_key, pg_config
+from harness import (
+    Cluster,
+    PsqlError,
+    give_to_server,
+    make_template,
+    new_key,
+    pg_config,
+)
 from readme import ROOT
 
 INSTALL = ROOT / "sql" / "install"
@@ -121,7 +128,9 @@ def copy(programs: Path) -> Iterator[Copy]:
 @pytest.fixture
 def cluster(base: Path, copy: Copy) -> Iterator[Cluster]:
     """A server of that copy, without the extension."""
-    cluster = Cluster(base, make_template(base, bin=copy.bin), ring=new_key(), bin=copy.bin)
+    cluster = Cluster(
+        base, make_template(base, bin=copy.bin), ring=new_key(), bin=copy.bin
+    )
     cluster.start()
     yield cluster
     cluster.destroy()
@@ -139,7 +148,9 @@ def catalog(cluster: Cluster, db: str) -> list[str]:
         r"|\\unrestrict .*)\n*"
     )
     parts = [re.sub(noise, "", part, flags=re.MULTILINE) for part in parts]
-    parts = [part for part in parts if "binary_upgrade_create_empty_extension" not in part]
+    parts = [
+        part for part in parts if "binary_upgrade_create_empty_extension" not in part
+    ]
     more = """
         SELECT pg_describe_object(classid, objid, objsubid) FROM pg_depend
         WHERE deptype = 'e' AND refobjid = (
@@ -147,7 +158,9 @@ def catalog(cluster: Cluster, db: str) -> list[str]:
         SELECT 'dumped', config::regclass, condition
         FROM pg_extension, unnest(extconfig, extcondition) AS c (config, condition)
         WHERE extname = 'colcrypt'"""
-    return sorted(part.strip() for part in [*parts, *cluster.psql(more, db=db).splitlines()])
+    return sorted(
+        part.strip() for part in [*parts, *cluster.psql(more, db=db).splitlines()]
+    )
 
 
 def update(cluster: Cluster, old: str, new: str) -> None:
@@ -236,7 +249,16 @@ def test_a_made_up_version_is_updated(copy: Copy, cluster: Cluster) -> None:
         lambda script: script + "DROP VIEW colcrypt.more;",
         lambda script: script + "ALTER EXTENSION colcrypt DROP VIEW colcrypt.more;",
     ],
-    ids=["volatility", "body", "default", "right", "comment", "view", "dumped", "schema"]
+    ids=[
+        "volatility",
+        "body",
+        "default",
+        "right",
+        "comment",
+        "view",
+        "dumped",
+        "schema",
+    ]
     + ["object", "member"],
 )
 def test_an_update_that_makes_something_else_is_found(

@@ -19,7 +19,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from harness import MAJOR, pg_config
+from harness import MAJOR, PG_CONFIG, pg_config
 from readme import ROOT
 
 SCHEMA = ROOT / "tests" / "data" / "pgxn_meta.schema.json"
@@ -114,6 +114,7 @@ def lay(tree: Path, file: Path, folder: str, name: str) -> None:
 
 
 def package(tree: Path, output: Path, **env: str) -> Path:
+    env |= {"PG_CONFIG": PG_CONFIG}
     subprocess.run([SCRIPT, tree, output], check=True, env=os.environ | env)
     (deb,) = output.glob("*.deb")
     return deb
@@ -176,7 +177,7 @@ def test_the_same_build_gives_the_same_bytes(tree: Path, tmp_path: Path) -> None
     first = package(tree, tmp_path / "first", **env)
     for path in tree.rglob("*"):
         os.utime(path, (1, 1))
-        path.chmod(0o700 if path.is_dir() else 0o600)
+        path.chmod(path.stat().st_mode & 0o700)
     second = package(tree, tmp_path / "second", **env, TZ="Asia/Tokyo")
     for file in first.parent.iterdir():
         assert file.read_bytes() == (second.parent / file.name).read_bytes()
@@ -189,7 +190,10 @@ def test_a_build_for_newer_cpus_is_refused(tree: Path, tmp_path: Path) -> None:
         # What src/cpu.c has for such a build.
         library.write(b"\0colcrypt was built for a newer CPU: this one lacks %s\0")
     done = subprocess.run(
-        [SCRIPT, tree, tmp_path / "out"], stderr=subprocess.PIPE, text=True
+        [SCRIPT, tree, tmp_path / "out"],
+        env=os.environ | {"PG_CONFIG": PG_CONFIG},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert done.returncode != 0
     assert "build with PORTABLE=1" in done.stderr
@@ -206,7 +210,9 @@ def test_the_package_that_has_been_built() -> None:
     if not debs:
         pytest.skip("none has been built: make package")
     (deb,) = debs
-    sources = [ROOT / name for name in ("README.md", "CHANGELOG.md", "docs", "src", "sql")]
+    sources = [
+        ROOT / name for name in ("README.md", "CHANGELOG.md", "docs", "src", "sql")
+    ]
     files = [file for path in sources for file in [path, *path.rglob("*")]]
     if max(file.stat().st_mtime for file in files) > deb.stat().st_mtime:
         pytest.skip("it is older than what it is made of: make package")
