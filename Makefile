@@ -4,7 +4,8 @@
 #   PG=17                          which PostgreSQL: 15 is Debian's, the default; others
 #                                  are built into target/postgres by `make setup`
 #   PG_CONFIG=/path/to/pg_config   or one of your own
-#   PORTABLE=1                     build for any x86-64 instead of x86-64-v3 with AES-NI
+#   PORTABLE=1                     build for any x86-64 instead of x86-64-v3 with AES-NI,
+#                                  as packages always are
 #   DESTDIR=/some/folder           install below this folder, for packagers
 
 SHELL := /bin/bash
@@ -29,7 +30,9 @@ ifeq ($(PORTABLE),1)
 # Replaces the flags in .cargo/config.toml; in a folder of its own, so that both
 # builds live side by side.
 override CARGO_TARGET_DIR := $(CURDIR)/target/portable
-export RUSTFLAGS := -C target-cpu=x86-64
+# The library names no folder of this machine, so that it is the same wherever it is built.
+export RUSTFLAGS := -C target-cpu=x86-64 --remap-path-prefix=$(CURDIR)=/colcrypt \
+	--remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
 endif
 export CARGO_TARGET_DIR PG_CONFIG
 # Stands in for `cargo pgrx init`, which would write to the user's home.
@@ -42,7 +45,7 @@ PYTHON = target/venv/bin/python
 AS_ROOT = $(if $(DESTDIR),,$(if $(filter 0,$(shell id -u)),,sudo))
 
 .PHONY: all install installcheck uninstall setup demo test test-all lint test-core \
-	test-server test-client bench package clean help
+	test-server test-client bench package package-check freeze clean help
 
 all: ## build the extension
 	@cargo pgrx --version >/dev/null 2>&1 \
@@ -104,10 +107,20 @@ bench: setup install ## measure against a text column, then the core by itself
 	$(PYTHON) scripts/bench.py
 	cargo bench -p colcrypt-core
 
-package: all ## make a tar file to unpack below /
-	tar -C "$(PACKAGE)" -czf \
-		"$(CARGO_TARGET_DIR)/colcrypt-$(VERSION)-pg$(PG_MAJOR)-$$(uname -m).tar.gz" .
-	@ls "$(CARGO_TARGET_DIR)"/colcrypt-*.tar.gz
+# What others get runs on any x86-64.
+ifeq ($(PORTABLE),1)
+package: all
+	scripts/package.sh "$(PACKAGE)"
+else
+package: ## make a .deb and a tar file in target/package
+	$(MAKE) package PORTABLE=1
+endif
+
+package-check: package ## install the .deb in a clean Debian, and try it there
+	scripts/package-check.sh
+
+freeze: all ## keep this version's install script in sql/install, for a release
+	scripts/freeze.sh "$(PACKAGE)$(EXTENSIONDIR)/colcrypt--$(VERSION).sql"
 
 clean: ## remove everything that was built
 	rm -rf target

@@ -7,6 +7,9 @@ DEBIAN_PG_CONFIG=/usr/lib/postgresql/15/bin/pg_config
 # shellcheck disable=SC2034
 BUILT_POSTGRES=target/postgres
 
+# shellcheck disable=SC2034
+DEBIAN_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
+
 say() {
     printf '%s\n' "$*"
 }
@@ -71,4 +74,13 @@ install_packages() {
 
 is_installed() {
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+# The mirror that the system itself has its packages from; nothing if it is not Debian.
+debian_mirror() {
+    local release
+    release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    # shellcheck disable=SC2016
+    apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' \
+        'Component: main' "Release: $release" 2>/dev/null | head -n 1
 }

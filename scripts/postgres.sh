@@ -18,7 +18,6 @@ BUILDS=$PWD/$BUILT_POSTGRES
 # of Debian has PostgreSQL 14 or 16. Not trixie-security: a mirror may list what it does
 # not have, and these servers serve nobody.
 SUITES="trixie forky sid"
-KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 # xml and icu because tests use them; the rest is what PostgreSQL asks for.
 PACKAGES=(gcc libc6-dev make pkg-config dpkg-dev xz-utils bison flex perl libreadline-dev
     zlib1g-dev libssl-dev libicu-dev libxml2-dev liblz4-dev)
@@ -64,19 +63,15 @@ fail_with() {
 # fetch MAJOR FOLDER: unpacks the newest source package of a major, Debian's patches
 # applied, into FOLDER/source.
 fetch() {
-    local major=$1 folder=$2 mirror release
-    release=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-    # The mirror that the system itself uses.
-    # shellcheck disable=SC2016
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' \
-        'Component: main' "Release: $release" 2>/dev/null | head -n 1)
-    if [ -z "$mirror" ] || [ ! -f "$KEYRING" ]; then
+    local major=$1 folder=$2 mirror
+    mirror=$(debian_mirror)
+    if [ -z "$mirror" ] || [ ! -f "$DEBIAN_KEYRING" ]; then
         die "not a Debian system: build PostgreSQL $major yourself, and set PG_CONFIG"
     fi
 
     mkdir -p "$folder/state/lists/partial" "$folder/cache/archives/partial" "$folder/sources"
     printf '%s\n' "Types: deb-src" "URIs: $mirror" "Suites: $SUITES" "Components: main" \
-        "Signed-By: $KEYRING" >"$folder/sources/newer.sources"
+        "Signed-By: $DEBIAN_KEYRING" >"$folder/sources/newer.sources"
     (
         cd "$folder"
         private_apt -qq update

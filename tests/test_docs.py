@@ -1,15 +1,7 @@
 """README.md and docs/ are true: the SQL of the README runs and gives what it says, the
 reference names what is there, and links lead somewhere.
 
-The README's sql blocks run in order, statement by statement, in one session of a fresh
-database. A statement ends with a semicolon at the end of a line; a
-comment behind it says what must come of it:
-
-    SELECT 1, 'a'; -- → 1 | a       the first row
-    SELECT 1 / 0; -- ERROR 22012    an error with this SQLSTATE
-
-Any other error fails. `<!-- ring: new,old -->` replaces the server's key file before
-the block that follows; `new` and `old` stand for keys.
+How its blocks are run, readme.py tells.
 """
 
 from __future__ import annotations
@@ -17,20 +9,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-import textwrap
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import decryptor
-import psycopg
 import pytest
 
-from harness import Cluster, Database, fetch, new_key, wait_until
+from harness import Cluster, Database, fetch
 from kinds import KINDS
+from readme import README, ROOT, Step, go_through, steps
 
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 ENCRYPTED_TYPES = ", ".join(f"'{kind.type}'::regtype" for kind in KINDS)
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,75 +43,13 @@ COLUMN_ROW = re.compile(r"^\| `(\w+)` \| ([a-z \[\]]+) \|", re.MULTILINE)
 ERROR_ROW = re.compile(r"^\| ([0-9A-Z]{5}) \| (\w+) \|", re.MULTILINE)
 
 
-class Step(NamedTuple):
-    """A statement of the README, or a change of the key file."""
-
-    line: int
-    sql: str
-    expected: str = ""
-    ring: str = ""
-
-
-def steps(text: str) -> Iterator[Step]:
-    pattern = re.compile(
-        r"^ *<!-- ring: (?P<ring>[a-z,]+) -->$"
-        r"|^(?P<indent> *)```sql\n(?P<block>.*?)^(?P=indent)```$",
-        re.MULTILINE | re.DOTALL,
-    )
-    for found in pattern.finditer(text):
-        line = text.count("\n", 0, found.start()) + 1
-        if found["ring"]:
-            yield Step(line, "", ring=found["ring"])
-        else:
-            yield from statements(textwrap.dedent(found["block"]), line + 1)
-
-
-def statements(block: str, line: int) -> Iterator[Step]:
-    end = 0
-    for found in re.finditer(r";[ ]*(?:-- (.*))?$", block, re.MULTILINE):
-        sql = block[end : found.start()].strip()
-        yield Step(line + block.count("\n", 0, found.start()), sql, found[1] or "")
-        end = found.end()
-    assert not block[end:].strip(), f"line {line}: a statement without a semicolon"
-
-
-def run(connection: psycopg.Connection, step: Step) -> str:
-    """What came of a statement, in the words of the README."""
-    try:
-        # No parameters: PostgreSQL parses the statement as psql would send it.
-        cursor = connection.execute(step.sql)
-    except psycopg.Error as error:
-        return f"ERROR {error.sqlstate}"
-    if not step.expected.startswith("→"):
-        return ""
-    row = cursor.fetchone()
-    return "no row" if row is None else "→ " + " | ".join(map(str, row))
-
-
 def test_the_readme_is_true_from_top_to_bottom(cluster: Cluster) -> None:
     key_file = cluster.dir / "ring.keys"
-    keys = {"old": key_file.read_text(), "new": new_key()}
     cluster.conf(session_preload_libraries="colcrypt")
     cluster.reload()
     cluster.psql("CREATE DATABASE readme")
-    ran = 0
     with cluster.connect(dbname="readme") as connection:
-        for step in steps(README.read_text()):
-            if step.ring:
-                ring = ",".join(keys[name] for name in step.ring.split(","))
-                cluster.write_file(key_file.name, ring)
-                continue
-            loaded = conf_load_time(connection)
-            assert run(connection, step) == step.expected, f"line {step.line}"
-            if "pg_reload_conf" in step.sql:
-                # The signal goes to the postmaster, and from there to the session.
-                wait_until(lambda: conf_load_time(connection) != loaded, "the reload")
-            ran += 1
-    assert ran > 30
-
-
-def conf_load_time(connection: psycopg.Connection) -> object:
-    return connection.execute("SELECT pg_conf_load_time()").fetchone()
+        assert go_through(connection, key_file) > 30
 
 
 def test_what_must_come_of_a_statement_is_found() -> None:

@@ -29,7 +29,7 @@ from harness import (
     new_key,
     run_as_server,
 )
-from test_docs import statements
+from readme import statements
 
 PAGE = Path(__file__).parent.parent / "docs" / "operating.md"
 TEXT = PAGE.read_text()
