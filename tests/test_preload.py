@@ -1786,7 +1786,8 @@ def test_a_crash_while_the_command_runs_is_recovered_from(
     running_keeper(cluster)
     script(cluster, f"echo {new},{old}")
     cluster.reload()
-    assert cluster.psql(SEALED_UNDER) == key_id(new)
+    # The worker may still be at work on what it had read before.
+    wait_until(lambda: cluster.psql(SEALED_UNDER) == key_id(new), "the new ring")
     postmaster = cluster.postmaster_pid()
     wait_until(lambda: all(map(is_running, children(postmaster))), "zombies' end")
 
